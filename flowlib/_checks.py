@@ -57,13 +57,10 @@ def check_same(name_a: str, a: Tensor, name_b: str, b: Tensor, *, shape: bool = 
         >>> check_same("x0", torch.zeros(3, 2), "x1", torch.zeros(3, 2))
     """
     if shape and a.shape != b.shape:
-        raise ValueError(
-            f"{name_a} and {name_b} must have the same shape, got {list(a.shape)} and {list(b.shape)}"
-        )
+        raise ValueError(f"{name_a} and {name_b} must have the same shape, got {list(a.shape)} and {list(b.shape)}")
     if not shape and a.shape[1:] != b.shape[1:]:
         raise ValueError(
-            f"{name_a} and {name_b} must have the same event shape, "
-            f"got {list(a.shape[1:])} and {list(b.shape[1:])}"
+            f"{name_a} and {name_b} must have the same event shape, got {list(a.shape[1:])} and {list(b.shape[1:])}"
         )
     if a.dtype != b.dtype:
         raise TypeError(f"{name_a} and {name_b} must have the same dtype, got {a.dtype} and {b.dtype}")

@@ -39,9 +39,7 @@ class GaussianMixture:
         (tensor([0.]), tensor([[4.2500]]))
     """
 
-    def __init__(
-        self, means: Tensor, covariances: float | Tensor, weights: Tensor | None = None
-    ) -> None:
+    def __init__(self, means: Tensor, covariances: float | Tensor, weights: Tensor | None = None) -> None:
         check_state("means", means)
         if means.ndim != 2:
             raise ValueError(f"means must have shape [K, d], got {list(means.shape)}")
@@ -102,9 +100,7 @@ class GaussianMixture:
         """
         check_positive("n", n, integer=True)
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        z = torch.randn(
-            (n, self.dim), generator=generator, dtype=self.means.dtype, device=self.means.device
-        )
+        z = torch.randn((n, self.dim), generator=generator, dtype=self.means.dtype, device=self.means.device)
         z = z * self.eigenvalues[k].sqrt()
         if self.eigenvectors is not None:
             z = torch.einsum("nij,nj->ni", self.eigenvectors[k], z)
@@ -135,9 +131,7 @@ class GaussianMixture:
             z = torch.einsum("nkd,kde->nke", z, self.eigenvectors)
         return torch.logsumexp(self._log_weights + normal_log_density(z, self.eigenvalues), 1)
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "GaussianMixture":
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GaussianMixture":
         """A copy on another device or of another floating-point type."""
         covariances = self.covariances if self.eigenvectors is not None else self.eigenvalues
         if self.eigenvectors is None and covariances.shape[1] == 1 and self.dim > 1:

@@ -154,9 +154,7 @@ class FunctionField(Field):
         tensor([[-2., -2.]])
     """
 
-    def __init__(
-        self, function: StateFunction, path: GaussianPath, predicts: Prediction = "velocity"
-    ) -> None:
+    def __init__(self, function: StateFunction, path: GaussianPath, predicts: Prediction = "velocity") -> None:
         check_choice("predicts", predicts, PREDICTIONS)
         self._evaluate = function
         self.path = path
@@ -249,8 +247,7 @@ class MixtureField(Field):
         center = torch.as_tensor(path.center, dtype=means.dtype, device=means.device)
         if center.ndim and tuple(center.shape) != self.event_shape:
             raise ValueError(
-                f"the path's center must be a number or of shape {list(self.event_shape)}, "
-                f"got {list(center.shape)}"
+                f"the path's center must be a number or of shape {list(self.event_shape)}, got {list(center.shape)}"
             )
         self.distribution = distribution
         self.path = path
@@ -298,9 +295,7 @@ class MixtureField(Field):
         log_joint, _, _ = self._components(*self._checked_inputs("score", x, t))
         return torch.logsumexp(log_joint, 1)
 
-    def responsibilities(
-        self, x: Float[Tensor, "batch *event"], t: float | Tensor
-    ) -> Float[Tensor, "batch K"]:
+    def responsibilities(self, x: Float[Tensor, "batch *event"], t: float | Tensor) -> Float[Tensor, "batch K"]:
         """The posterior probability of each component (or atom) given $x_t = x$; arguments as `log_prob`."""
         log_joint, _, _ = self._components(*self._checked_inputs("score", x, t))
         return torch.softmax(log_joint, 1)
@@ -343,9 +338,7 @@ class MixtureField(Field):
             squares = y.square().sum(1, keepdim=True) - 2 * a * (y @ self._means.mT)
             squares = (squares + a**2 * self._means.square().sum(1)).clamp_min(0)
             variances = spectra[..., 0]
-            log_normal = -0.5 * (
-                squares / variances + y.shape[1] * (variances.log() + math.log(2 * math.pi))
-            )
+            log_normal = -0.5 * (squares / variances + y.shape[1] * (variances.log() + math.log(2 * math.pi)))
             return self._log_weights + log_normal, spectra, None
         offsets = y[:, None] - alpha * self._means
         if self._basis is not None:

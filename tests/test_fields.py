@@ -235,7 +235,7 @@ class TestBadInput:
 
     def test_score_of_a_velocity_network_at_the_end(self) -> None:
         field = NetworkField(Recorder(), paths.linear())
-        with pytest.raises(ValueError, match="score cannot be computed from the velocity.*t = 1"):
+        with pytest.raises(ValueError, match=r"score cannot be computed from the velocity.*t = 1"):
             field.score(torch.zeros(2, 2), 1.0)
 
     def test_unknown_prediction_and_distribution(self) -> None:

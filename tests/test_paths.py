@@ -238,9 +238,7 @@ def test_retiming_maps_every_gaussian_path_to_the_linear_one() -> None:
             time = torch.tensor(t, dtype=torch.float64)
             alpha, sigma = path.schedule.alpha(time), path.schedule.sigma(time)
             c, tau = alpha + sigma, alpha / (alpha + sigma)
-            torch.testing.assert_close(
-                path.interpolate(x0, x1, t), c * paths.linear().interpolate(x0, x1, tau)
-            )
+            torch.testing.assert_close(path.interpolate(x0, x1, t), c * paths.linear().interpolate(x0, x1, tau))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +305,7 @@ class TestBadInput:
             self.path.interpolate(self.x.long(), self.x.long(), 0.5)
 
     def test_unknown_names(self) -> None:
-        with pytest.raises(ValueError, match="name must be one of 'linear', 'cosine'.*got 'quadratic'"):
+        with pytest.raises(ValueError, match=r"name must be one of 'linear', 'cosine'.*got 'quadratic'"):
             paths.by_name("quadratic")
         with pytest.raises(ValueError, match="source must be one of 'velocity'"):
             self.path.convert(self.x, self.x, 0.5, "speed", "data")
