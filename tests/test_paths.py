@@ -335,5 +335,5 @@ class TestBadInput:
         ],
     )
     def test_parameters_out_of_range(self, make) -> None:
-        with pytest.raises(ValueError, match="need|must be"):
+        with pytest.raises(ValueError, match=r"need|must be"):
             make()

@@ -261,7 +261,7 @@ class VE(_Exploding):
     Example:
         >>> import torch
         >>> VE().sigma(torch.tensor([0.0, 1.0]))
-        tensor([50.0000,  0.0100])
+        tensor([5.0000e+01, 1.0000e-02])
     """
 
     sigma_min: float = 0.01
