@@ -1,0 +1,12 @@
+"""Networks: called as `net(x, t, y=None)` with states `[batch, *event]` and times 0-d or `[batch]`.
+
+`y` holds class labels; `None`, or -1 for single samples, is the learned null condition.
+"""
+
+from flowlib.nets.attention import SelfAttention
+from flowlib.nets.dit import DiT, DiTBlock
+from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding
+from flowlib.nets.mlp import MLP
+from flowlib.nets.unet import UNet
+
+__all__ = ["MLP", "DiT", "DiTBlock", "LabelEmbedding", "SelfAttention", "TimeEmbedding", "UNet"]

@@ -1,0 +1,157 @@
+r"""At which times to train: samplers of $t$ with the weights that undo them where that is wanted."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowlib._checks import check_positive
+
+__all__ = ["TimeSampler", "Times", "importance", "logit_normal", "uniform"]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Sampled times.
+
+    Attributes:
+        t: Times `[n]` in [0, 1].
+        weight: Factor of each sample in the loss, `[n]`; `None` for one.
+    """
+
+    t: Float[Tensor, " n"]
+    weight: Float[Tensor, " n"] | None = None
+
+
+class TimeSampler(Protocol):
+    """Draws `n` times."""
+
+    def __call__(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Times:
+        """Draw times of the given type on the given device."""
+
+
+def uniform(low: float = 0.0, high: float = 1.0) -> TimeSampler:
+    """Uniform times.
+
+    Args:
+        low: Smallest time.
+        high: Largest time; the draws are below it.
+
+    Returns:
+        A sampler.
+
+    Raises:
+        ValueError: If not 0 <= low < high <= 1.
+
+    Example:
+        >>> uniform(0.2, 0.4)(3).t.shape
+        torch.Size([3])
+    """
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"need 0 <= low < high <= 1, got {low} and {high}")
+
+    def sample(
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Times:
+        return Times(low + (high - low) * torch.rand(n, generator=generator, dtype=dtype, device=device))
+
+    return sample
+
+
+def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
+    r"""$t = 1/(1 + e^{-z})$ with $z \sim \mathcal N(\text{mean}, \text{std}^2)$: more draws in the middle.
+
+    The loss is *not* reweighted: the density of the times acts as a loss weight (Esser et al., 2024, section 3.1).
+
+    Args:
+        mean: Location of the logit; positive favours the data end.
+        std: Scale of the logit, positive.
+
+    Returns:
+        A sampler.
+
+    Raises:
+        ValueError: If `std` is not positive.
+
+    Example:
+        >>> bool(((logit_normal()(100).t > 0) & (logit_normal()(100).t < 1)).all())
+        True
+    """
+    check_positive("std", std)
+
+    def sample(
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Times:
+        return Times(torch.sigmoid(mean + std * torch.randn(n, generator=generator, dtype=dtype, device=device)))
+
+    return sample
+
+
+def importance(
+    density: Callable[[Tensor], Tensor], *, low: float = 0.0, high: float = 1.0, resolution: int = 1000
+) -> TimeSampler:
+    r"""Draw $t$ with probability proportional to `density`, and weight each draw so that expectations stay uniform.
+
+    With $p(t) \propto$ density on $[\text{low}, \text{high}]$, the weight is $1/((\text{high} - \text{low}) p(t))$, so
+    $E_p[w(t) h(t)]$ is the uniform mean of any $h$: the same loss with less variance if the density follows the
+    size of the gradient. The density is taken constant on `resolution` cells and inverted exactly there.
+
+    Args:
+        density: A positive function of a tensor of times, not necessarily normalised.
+        low: Smallest time.
+        high: Largest time.
+        resolution: Number of cells.
+
+    Returns:
+        A sampler.
+
+    Raises:
+        ValueError: If the interval is empty or the density is not positive and finite on it.
+
+    Example:
+        >>> times = importance(lambda t: 1 + t)(1000, generator=torch.Generator().manual_seed(0))
+        >>> bool((times.weight * times.t).mean().sub(0.5).abs() < 0.05)
+        True
+    """
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"need 0 <= low < high <= 1, got {low} and {high}")
+    check_positive("resolution", resolution, integer=True)
+    edges = torch.linspace(low, high, resolution + 1, dtype=torch.float64)
+    mass = density((edges[1:] + edges[:-1]) / 2)
+    if mass.shape != (resolution,) or not bool((torch.isfinite(mass) & (mass > 0)).all()):
+        raise ValueError("density must be positive and finite at every time and keep the shape of its argument")
+    mass = mass.double() / mass.double().sum()
+
+    def sample(
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Times:
+        cell = torch.multinomial(mass.to(device), n, replacement=True, generator=generator)
+        within = torch.rand(n, generator=generator, dtype=dtype, device=device)
+        width = (high - low) / resolution
+        t = (low + width * (cell + within)).to(within.dtype).clamp(low, math.nextafter(high, low))
+        return Times(t, (1 / (resolution * mass.to(device)[cell])).to(within.dtype))
+
+    return sample
