@@ -1,0 +1,25 @@
+"""How far two samples are apart, how straight a flow is, and how good generated digits are."""
+
+from flowlib.metrics import digits
+from flowlib.metrics.distances import (
+    energy_distance,
+    frechet_distance,
+    mmd,
+    precision_recall,
+    sliced_wasserstein2,
+    wasserstein2,
+)
+from flowlib.metrics.trajectories import path_length, straightness, transport_cost
+
+__all__ = [
+    "digits",
+    "energy_distance",
+    "frechet_distance",
+    "mmd",
+    "path_length",
+    "precision_recall",
+    "sliced_wasserstein2",
+    "straightness",
+    "transport_cost",
+    "wasserstein2",
+]

@@ -1,0 +1,19 @@
+"""Solvers: they own the step loop and count function evaluations; fields know nothing of them."""
+
+from flowlib.solvers.likelihood import divergence, log_likelihood
+from flowlib.solvers.ode import METHODS, invert, ode
+from flowlib.solvers.sde import SDE_METHODS, eta_squared, sde
+from flowlib.solvers.trajectory import Trajectory, time_grid
+
+__all__ = [
+    "METHODS",
+    "SDE_METHODS",
+    "Trajectory",
+    "divergence",
+    "eta_squared",
+    "invert",
+    "log_likelihood",
+    "ode",
+    "sde",
+    "time_grid",
+]
