@@ -116,8 +116,7 @@ def check(
     """
     if not _ID.fullmatch(id):
         raise ValueError(f"id must look like paper-card/claim in lower case with hyphens, got {id!r}")
-    single = not isinstance(measured, Sequence) and not hasattr(measured, "__len__")
-    values = (float(measured),) if single else tuple(float(value) for value in measured)  # type: ignore
+    values = tuple(float(value) for value in measured) if isinstance(measured, Sequence) else (float(measured),)
     if not values or not all(math.isfinite(value) for value in values):
         raise ValueError(f"claim {id}: measured must hold finite numbers, got {measured}")
     mean = sum(values) / len(values)
