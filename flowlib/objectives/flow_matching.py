@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flowlib._checks import check_choice
+from flowlib._checks import batch_time, check_choice
 from flowlib.couplings import Coupling, independent
 from flowlib.fields import Field
 from flowlib.objectives.times import Times, TimeSampler, uniform
@@ -102,9 +102,13 @@ def flow_matching(
         if drop_condition and conditions.get("y") is not None:
             conditions["y"] = _dropped(conditions["y"], drop_condition, generator)
         n = x1.shape[0]
-        drawn = draw(n, generator=generator, dtype=x1.dtype, device=x1.device) if t is None else Times(t)
-        xt = path.interpolate(pairs.x0, pairs.x1, drawn.t)
-        target = path.target(predicts, pairs.x0, pairs.x1, drawn.t)
+        if t is None:
+            drawn = draw(n, generator=generator, dtype=x1.dtype, device=x1.device)
+        else:
+            drawn = Times(batch_time(t, x1).expand(n))
+        # the coupling has checked the batch
+        xt = path.apply_interpolation(pairs.x0, pairs.x1, drawn.t)
+        target = path.apply_target(predicts, pairs.x0, pairs.x1, drawn.t)
         error = (predict(xt, drawn.t, **conditions) - target).square().flatten(1).mean(1)  # (B,)
 
         factor = drawn.weight

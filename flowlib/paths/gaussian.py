@@ -87,9 +87,14 @@ class GaussianPath:
             TypeError: If dtypes differ.
             ValueError: If shapes or devices differ, an entry is not finite, or `t` leaves [0, 1].
         """
-        t = self._checked(x0, x1, t)
+        return self.apply_interpolation(x0, x1, self._checked(x0, x1, t))
+
+    def apply_interpolation(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        """`interpolate` without checks, for callers that have checked their batch once."""
         alpha, sigma = expand_time(self.schedule.alpha(t), x1), expand_time(self.schedule.sigma(t), x1)
-        return alpha * x1 + sigma * x0 + (1 - alpha) * self.center
+        xt = alpha * x1 + sigma * x0
+        # most paths have no centre; skip the arithmetic then
+        return xt if isinstance(self.center, float) and self.center == 0.0 else xt + (1 - alpha) * self.center
 
     def target(
         self,
@@ -108,7 +113,10 @@ class GaussianPath:
             ValueError: If the inputs are invalid, or the target is infinite at one of the times.
         """
         check_choice("predicts", predicts, PREDICTIONS)
-        t = self._checked(x0, x1, t)
+        return self.apply_target(predicts, x0, x1, self._checked(x0, x1, t))
+
+    def apply_target(self, predicts: Prediction, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        """`target` for callers that have checked their batch once; still refuses infinite targets."""
         if predicts == "data":
             return x1
         if predicts == "noise":
@@ -118,7 +126,8 @@ class GaussianPath:
             self._require_finite(t, scale, "the score target -x0/sigma is infinite")
             return expand_time(scale, x0) * x0
         alpha_dot, sigma_dot = self.schedule.alpha_dot(t), self.schedule.sigma_dot(t)
-        self._require_finite(t, sigma_dot, "the velocity target has no limit: sigma_dot is infinite")
+        if not self.schedule.smooth_sigma:
+            self._require_finite(t, sigma_dot, "the velocity target has no limit: sigma_dot is infinite")
         return expand_time(alpha_dot, x1) * (x1 - self.center) + expand_time(sigma_dot, x0) * x0
 
     def coefficients(self, t: Tensor, source: Prediction, target: Prediction) -> tuple[Tensor, Tensor]:

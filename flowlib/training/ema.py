@@ -16,7 +16,7 @@ class EMA:
     by the initial weights.
 
     Args:
-        module: The network to follow.
+        module: The network to follow; its parameters must stay where they are (move it to its device first).
         decay: $b$, in [0, 1).
 
     Raises:
@@ -26,8 +26,8 @@ class EMA:
         >>> net = nn.Linear(1, 1)
         >>> ema = EMA(net, decay=0.9)
         >>> with torch.no_grad(): _ = net.weight.add_(1.0)
-        >>> ema.update(net)
-        >>> with ema.applied(net):
+        >>> ema.update()
+        >>> with ema.applied():
         ...     averaged = net.weight.item()
         >>> averaged < net.weight.item()
         True
@@ -38,29 +38,33 @@ class EMA:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
         self.updates = 0
-        self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self.module = module
+        live = module.state_dict(keep_vars=True)
+        self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in live.items()}
+        floating = [name for name in live if live[name].is_floating_point()]
+        self._averages = [self.state[name] for name in floating]
+        self._live = [live[name] for name in floating]
+        self._others = [(self.state[name], live[name]) for name in live.keys() - set(floating)]
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self) -> None:
         """Move the average towards the network's present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        current = module.state_dict()
-        floating = [name for name, value in self.state.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.state[n] for n in floating], [current[n] for n in floating], 1 - decay)
-        for name in self.state.keys() - set(floating):
-            self.state[name].copy_(current[name])
+        torch._foreach_lerp_(self._averages, self._live, 1 - decay)
+        for average, value in self._others:
+            average.copy_(value)
 
-    def copy_to(self, module: nn.Module) -> None:
+    def copy_to_network(self) -> None:
         """Overwrite the network's weights with the average."""
-        module.load_state_dict(self.state)
+        self.module.load_state_dict(self.state)
 
     @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Use the averaged weights inside the `with` block, and the network's own again after it."""
-        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        self.copy_to(module)
+        own = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        self.copy_to_network()
         try:
             yield
         finally:
-            module.load_state_dict(own)
+            self.module.load_state_dict(own)

@@ -176,7 +176,7 @@ def fit(
             norm = nn.utils.clip_grad_norm_(parameters, clip if clip is not None else math.inf)
             descent.step()
             if average is not None:
-                average.update(network)
+                average.update()
             history.loss.append(value)
             history.grad_norm.append(norm.item())
             bar.update(value)
@@ -185,7 +185,7 @@ def fit(
                 checkpoints.save(checkpoint, _state(settings, network, descent, average, generator, history))
     history.seconds = spent + time.perf_counter() - start
     if average is not None:
-        average.copy_to(network)
+        average.copy_to_network()
     network.eval()
     return history
 
