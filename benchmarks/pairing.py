@@ -65,7 +65,7 @@ def run() -> Table:
     table.reading = (
         "The cost is the mean squared distance of the pairs. flowlib returns the optimal permutation, so every sample "
         "is used once. The peer draws pairs from the plan with replacement, so its cost scatters around the optimum "
-        "and about a third of a batch is left out; at 2048 samples in 784 dimensions its solver stops at its default limit "
-        "of iterations."
+        "and about a third of a batch is left out; at 2048 samples in 784 dimensions its solver stops at its default "
+        "limit of iterations."
     )
     return table

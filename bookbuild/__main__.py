@@ -1,8 +1,11 @@
 """The commands of the build; see `python -m bookbuild --help`."""
 
 import argparse
+import fcntl
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bookbuild import claims, execute, site
@@ -81,6 +84,19 @@ def _summary(root: Path, results: list[execute.Result], rows: list[dict[str, obj
     print(f"Total time:        {seconds:.1f} s")
 
 
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the build folder, so that two builds at once cannot mix their results."""
+    place = root / "_build" / ".lock"
+    place.parent.mkdir(exist_ok=True)
+    with open(place, "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BuildError(f"another build is running in {place.parent}; wait for it to end") from None
+        yield
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run a command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bookbuild", description=__doc__)
@@ -99,9 +115,11 @@ def main(arguments: list[str] | None = None) -> int:
     root = given.root.resolve()
     try:
         if given.command == "book":
-            book(root, given.workers)
+            with _alone(root):
+                book(root, given.workers)
         elif given.command == "chapter":
-            chapter(root, given.name)
+            with _alone(root):
+                chapter(root, given.name)
         elif given.command == "notebooks":
             write_notebooks(root, given.out or root / "notebooks")
         else:

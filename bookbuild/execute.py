@@ -95,19 +95,19 @@ def run_one(source: Path, target: Path) -> None:
         target: Where the executed notebook goes.
     """
     import nbformat
-    from myst_nb.core.config import NbParserConfig
     from myst_nb.core.read import read_myst_markdown_notebook
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-    notebook = read_myst_markdown_notebook(source.read_text(encoding="utf-8"), NbParserConfig())
+    notebook = read_myst_markdown_notebook(source.read_text(encoding="utf-8"), add_source_map=True, path=source)
+    lines = notebook.metadata.pop("source_map")
     client = NotebookClient(
         notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": source.parent}}
     )
     try:
         client.execute()
     except (CellExecutionError, DeadKernelError) as error:
-        print(_describe(notebook, error), file=sys.stderr)
+        print(_describe(notebook, lines, error), file=sys.stderr)
         raise SystemExit(1) from None
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".part")
@@ -144,13 +144,13 @@ def _run(page: Page, now: str, build: Path) -> Result:
     return result
 
 
-def _describe(notebook: Any, error: Exception) -> str:
+def _describe(notebook: Any, lines: list[int], error: Exception) -> str:
     """Name the cell that failed and show its first lines and the error."""
     for number, cell in enumerate(notebook.cells, 1):
         if any(output.get("output_type") == "error" for output in cell.get("outputs", [])):
             head = "\n".join(f"    | {line}" for line in cell.source.splitlines()[:6])
             failure = next(o for o in cell["outputs"] if o["output_type"] == "error")
-            line = cell.get("metadata", {}).get("_source_line", "?")
+            line = lines[number - 1]
             what = f"{failure['ename']}: {failure['evalue']}"
             return f"  in cell {number} (line {line}):\n{head}\n  {what}\n\n{_tail(str(error))}"
     return str(error)

@@ -6,7 +6,7 @@ trajectories straighter.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 
+_WARM_START_BATCH = 256
 _WARM_START_DIM = 16
 
 
@@ -47,6 +48,7 @@ class Pairs:
     weight: Float[Tensor, " batch"] | None = None
 
 
+@runtime_checkable
 class Coupling(Protocol):
     """Pairs a batch of noise with a batch of data."""
 
@@ -122,7 +124,7 @@ def assignment(x0: Tensor, x1: Tensor) -> Int[Tensor, " batch"]:
     gain = (a - a.mean(0)) @ (b - b.mean(0)).T
     cost = gain.max() - gain
     # in high dimension distances concentrate and good starting duals halve the simplex's work; in the plane they do not
-    start = _rough_duals(cost) if a.shape[1] >= _WARM_START_DIM else None
+    start = _rough_duals(cost) if n >= _WARM_START_BATCH and a.shape[1] >= _WARM_START_DIM else None
     mass = np.full(n, 1 / n)
     plan, log = ot.emd(
         mass,

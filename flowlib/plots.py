@@ -88,7 +88,7 @@ def scatter(
 
     Example:
         >>> scatter(torch.zeros(3, 2)).get_xlabel()
-        '$x_1$'
+        'first coordinate'
     """
     points = _planar(x)
     ax = _axes(ax)
@@ -117,7 +117,7 @@ def density(
     Example:
         >>> from flowlib.distributions import Normal
         >>> density(Normal(2).log_prob, resolution=5).get_ylabel()
-        '$x_2$'
+        'second coordinate'
     """
     check_positive("resolution", resolution, integer=True)
     side = torch.linspace(-limit, limit, resolution, dtype=dtype)
@@ -181,7 +181,7 @@ def vector_field(
 
     Example:
         >>> vector_field(lambda x: -x, resolution=4).get_xlabel()
-        '$x_1$'
+        'first coordinate'
     """
     side = torch.linspace(-limit, limit, resolution, dtype=dtype)
     grid = torch.cartesian_prod(side, side)
@@ -393,7 +393,7 @@ def _plane(ax: "Axes", limit: float | None) -> "Axes":
     if limit is not None:
         ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
     ax.set_aspect("equal")
-    ax.set(xlabel="$x_1$", ylabel="$x_2$")
+    ax.set(xlabel="first coordinate", ylabel="second coordinate")
     return ax
 
 

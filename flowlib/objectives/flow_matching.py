@@ -2,7 +2,7 @@ r"""Conditional flow matching for any of the four predictions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Loss:
     terms: dict[str, Tensor] = field(default_factory=dict)
 
 
+@runtime_checkable
 class PairObjective(Protocol):
     """A loss of a batch of noise and a batch of data."""
 

@@ -3,7 +3,7 @@ r"""At which times to train: samplers of $t$ with the weights that undo them whe
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ class Times:
     weight: Float[Tensor, " n"] | None = None
 
 
+@runtime_checkable
 class TimeSampler(Protocol):
     """Draws `n` times."""
 

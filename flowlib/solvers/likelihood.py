@@ -6,7 +6,7 @@ $$ \frac{\mathrm d}{\mathrm dt}\log p_t(x_t) = -\nabla\!\cdot v(x_t, t) \quad\Lo
    \log p_1(x_1) = \log p_0(x_0) - \int_0^1 \nabla\!\cdot v(x_t, t)\,\mathrm dt. $$
 """
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ __all__ = ["divergence", "log_likelihood"]
 _METHODS = tuple(name for name in METHODS if name != "ddim")
 
 
+@runtime_checkable
 class Density(Protocol):
     """A distribution with a log-density."""
 

@@ -243,8 +243,9 @@ def _adaptive(v: CountedVelocity, x0: Tensor, grid: Tensor, rtol: float, atol: f
     low, high = float(grid.min()), float(grid.max())
 
     def velocity(t: Tensor, x: Tensor) -> Tensor:
-        return v(x, t.clamp(low, high))  # the solver's last stage may overshoot the end by round-off
+        return v(x, t.clamp(low, high))  # a stage may overshoot the end by round-off
 
     grid = grid if keep else grid[[0, -1]]
-    states = odeint(velocity, x0, grid, rtol=rtol, atol=atol, method="dopri5")
+    # stepping onto the grid's times keeps the solver inside [0, 1], instead of past the end and interpolating back
+    states = odeint(velocity, x0, grid, rtol=rtol, atol=atol, method="dopri5", options={"step_t": grid})
     return Trajectory(grid, states, v.nfe)

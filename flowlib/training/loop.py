@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ __all__ = ["History", "fit"]
 Batch = Tensor | tuple[Tensor, dict[str, Tensor]]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Draws `n` states of noise."""
 
@@ -28,6 +29,7 @@ class Source(Protocol):
         """Draw a batch."""
 
 
+@runtime_checkable
 class Target(Protocol):
     """Draws `n` states of data, alone or with a dictionary of conditions."""
 
@@ -35,6 +37,7 @@ class Target(Protocol):
         """Draw a batch."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss of noise and data, as `flowlib.objectives` makes them: its value has a `total`."""
 
