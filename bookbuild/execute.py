@@ -121,14 +121,16 @@ def _run(page: Page, now: str, build: Path) -> Result:
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "FLOWLIB_PROGRESS": "0",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "FLOWLIB_CLAIMS_FILE": str(claims),
         "FLOWLIB_CHAPTER": page.docname,
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     target = notebook_file(page, build)
     command = [sys.executable, "-m", "bookbuild", "run-one", str(page.path), str(target)]
-    package_root = str(Path(__file__).resolve().parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    # the book's own library first, then this package
+    roots = [str(page.root), str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(root for root in roots if root)
     start = time.perf_counter()
     try:
         finished = subprocess.run(
