@@ -83,7 +83,8 @@ def sliced_wasserstein2(
         return float((p - q).square().mean().sqrt())
     # both quantile functions are constant between the merged breakpoints i/n and j/m
     n, m = p.shape[0], q.shape[0]
-    levels = torch.cat([torch.arange(n + 1) / n, torch.arange(1, m) / m]).double().sort().values.to(a.device)
+    breakpoints = [torch.arange(n + 1, dtype=torch.float64) / n, torch.arange(1, m, dtype=torch.float64) / m]
+    levels = torch.cat(breakpoints).sort().values.to(a.device)
     middle, width = (levels[1:] + levels[:-1]) / 2, levels.diff()
     p, q = p[(middle * n).long().clamp_max(n - 1)], q[(middle * m).long().clamp_max(m - 1)]
     return float((width[:, None] * (p - q).square()).sum(0).mean().sqrt())
