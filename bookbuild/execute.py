@@ -102,7 +102,11 @@ def run_one(source: Path, target: Path) -> None:
     notebook = read_myst_markdown_notebook(source.read_text(encoding="utf-8"), add_source_map=True, path=source)
     lines = notebook.metadata.pop("source_map")
     client = NotebookClient(
-        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": source.parent}}
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(source.parent)}},
     )
     try:
         client.execute()

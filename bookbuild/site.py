@@ -1,11 +1,13 @@
 """From executed notebooks to the HTML site: table of contents, API pages, the notebook cache, Sphinx."""
 
 import ast
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -61,14 +63,20 @@ def fill_cache(pages: list[Page], results: list[Result], build: Path) -> None:
     import nbformat
     from jupyter_cache import get_cache
     from jupyter_cache.cache.main import CacheBundleIn
+    from myst_nb.core.read import read_myst_markdown_notebook
 
     cache = get_cache(build / ".jupyter_cache")
     state_file = build / "executed" / "keys.json"
     known = json.loads(state_file.read_text(encoding="utf-8")) if state_file.is_file() else {}
-    keys = {result.docname: result.key for result in results}
+    texts = {page.docname: hashlib.sha256(page.path.read_bytes()).hexdigest() for page in pages}
+    keys = {result.docname: f"{result.key}:{texts[result.docname]}" for result in results}
     for page in pages:
         if page.docname in keys and known.get(page.docname) != keys[page.docname]:
-            notebook = nbformat.read(notebook_file(page, build), as_version=4)
+            executed = nbformat.read(notebook_file(page, build), as_version=4)
+            # the cache finds a notebook by its cells and their metadata as the page has them now
+            notebook = read_myst_markdown_notebook(page.path.read_text(encoding="utf-8"), path=page.path)
+            for cell, done in zip(_code(notebook), _code(executed), strict=True):
+                cell.outputs, cell.execution_count = done.outputs, done.execution_count
             bundle = CacheBundleIn(notebook, str(page.path), data={"version": 1})
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
     _write(state_file, json.dumps(known | keys, indent=1))
@@ -94,6 +102,10 @@ def build_html(root: Path, build: Path, toc: Path) -> None:
         telling = [line for line in lines if "WARNING" in line or "ERROR" in line or "Exception" in line]
         telling = [line for line in telling if "over TCP without encryption" not in line]
         raise BuildError("the HTML build failed (warnings are errors):\n" + "\n".join(telling or lines[-40:]))
+
+
+def _code(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def _modules(package: Path, name: str) -> list[str]:

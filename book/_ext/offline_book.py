@@ -2,9 +2,10 @@
 
 MathJax is copied by sphinx-mathjax-offline. What remains are the live-code scripts of the theme, which load from a
 CDN (and are declared twice), and links to icon fonts that some notebook outputs bring along. Browsers refuse fonts
-beside a page that was opened as a file, so the theme's icon fonts are put inside their style sheet. Launch buttons appear
-only where the build knows its repository, from the environment variable BOOK_REPOSITORY_URL; those for Colab then
-point at the .ipynb on the branch `notebooks`, because Colab cannot open Markdown.
+beside a page that was opened as a file, so the theme's icon fonts are put inside their style sheet.
+
+Launch buttons appear only where the build knows its repository, from the environment variable BOOK_REPOSITORY_URL;
+those for Colab then point at the .ipynb on the branch `notebooks`, because Colab cannot open Markdown.
 """
 
 import base64

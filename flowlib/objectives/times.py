@@ -1,6 +1,5 @@
 r"""At which times to train: samplers of $t$ with the weights that undo them where that is wanted."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -69,7 +68,8 @@ def uniform(low: float = 0.0, high: float = 1.0) -> TimeSampler:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> Times:
-        return Times(low + (high - low) * torch.rand(n, generator=generator, dtype=dtype, device=device))
+        t = low + (high - low) * torch.rand(n, generator=generator, dtype=dtype, device=device)
+        return Times(_below(high, t) if low > 0 else t)  # only the sum can round up to `high`
 
     return sample
 
@@ -102,7 +102,8 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> Times:
-        return Times(torch.sigmoid(mean + std * torch.randn(n, generator=generator, dtype=dtype, device=device)))
+        z = mean + std * torch.randn(n, generator=generator, dtype=dtype, device=device)
+        return Times(_below(1.0, torch.sigmoid(z)))
 
     return sample
 
@@ -119,7 +120,7 @@ def importance(
     Args:
         density: A positive function of a tensor of times, not necessarily normalised.
         low: Smallest time.
-        high: Largest time.
+        high: Largest time; the draws are below it.
         resolution: Number of cells.
 
     Returns:
@@ -152,7 +153,12 @@ def importance(
         cell = torch.multinomial(mass.to(device), n, replacement=True, generator=generator)
         within = torch.rand(n, generator=generator, dtype=dtype, device=device)
         width = (high - low) / resolution
-        t = (low + width * (cell + within)).to(within.dtype).clamp(low, math.nextafter(high, low))
+        t = _below(high, (low + width * (cell + within)).to(within.dtype))
         return Times(t, (1 / (resolution * mass.to(device)[cell])).to(within.dtype))
 
     return sample
+
+
+def _below(high: float, t: Tensor) -> Tensor:
+    """Keep rounding from reaching `high`, where a score or a weight may be infinite."""
+    return t.clamp_max(high * (1 - torch.finfo(t.dtype).eps))

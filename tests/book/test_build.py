@@ -219,3 +219,23 @@ class TestMarkdownDocstrings:
         assert ".. list-table::" in out
         assert ":math:`x`" in out
         assert ">>> cost = '$5'" in out
+
+
+def test_pages_find_their_executed_notebooks_in_the_cache(tmp_path: Path) -> None:
+    """The HTML build must find what was executed, or it would execute everything a second time."""
+    from jupyter_cache import get_cache
+    from myst_nb.core.read import read_myst_markdown_notebook
+
+    build = tmp_path / "_build"
+    page = notebook(tmp_path, "one", "---\ntags: [hide-input]\n---\nprint(41 + 1)", "x = 1")
+    site.fill_cache([page], execute.run_all([page], build), build)
+    cache = get_cache(build / ".jupyter_cache")
+    record = cache.match_cache_notebook(read_myst_markdown_notebook(page.path.read_text()))
+    found = cache.get_cache_bundle(record.pk).nb
+    assert "42" in str(found.cells)
+    # metadata of a cell may change without running it again, and the page must still find it
+    page = notebook(tmp_path, "one", "---\ntags: [hide-cell]\n---\nprint(41 + 1)", "x = 1")
+    results = execute.run_all([page], build)
+    assert [result.fresh for result in results] == [False]
+    site.fill_cache([page], results, build)
+    cache.match_cache_notebook(read_myst_markdown_notebook(page.path.read_text()))

@@ -58,3 +58,15 @@ def test_bad_input() -> None:
         objectives.importance(lambda t: t - 0.5)
     with pytest.raises(ValueError, match="need 0 <= low < high <= 1"):
         objectives.importance(lambda t: t, low=-0.1)
+
+
+@pytest.mark.parametrize("low", [0.0, 1e-5, 0.001, 0.1, 0.3, 0.5])
+def test_rounding_never_reaches_the_upper_end(low: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest draw in float32 stays below 1, where the score of an exact path is infinite."""
+    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), 1 - 2**-24))
+    monkeypatch.setattr(torch, "randn", lambda n, **_: torch.full((n,), 40.0))
+    monkeypatch.setattr(torch, "multinomial", lambda mass, n, **_: torch.full((n,), len(mass) - 1))
+    for high in (0.9, 1.0):
+        assert objectives.uniform(low, high)(1).t.item() < high
+        assert objectives.importance(lambda t: 1 + t, low=low, high=high)(1).t.item() < high
+    assert objectives.logit_normal()(1).t.item() < 1
