@@ -52,6 +52,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "Python": platform.python_version(),
             "load at the start": round(load, 2),
+            "load at the end": round(os.getloadavg()[0], 2),
         },
         "versions": {name: version(name) for name in PEERS},
         "tables": tables,

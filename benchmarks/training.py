@@ -43,7 +43,7 @@ def run() -> Table:
                 torch._foreach_lerp_(average, list(net.parameters()), 1e-3)
             losses.append(loss.item())
 
-    times = race({"hand-written": by_hand, "flowlib": with_flowlib}, repeats=9)
+    times = race({"hand-written": by_hand, "flowlib": with_flowlib}, repeats=21)
     table = Table(
         "Training.",
         f"What does `training.fit` add to a step of an MLP with three layers of 128 at batch {BATCH}?",

@@ -13,7 +13,7 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-_COLUMNS = ("claim", "source", "measured", "expected", "verdict", "conditions")
+_COLUMNS = {"claim, source, conditions": 58, "measured": 18, "expected": 12, "verdict": 12}  # widths in per cent
 
 
 def _build_folder(app: Any) -> Path:
@@ -67,36 +67,34 @@ class ClaimsTable(Directive):
 
 
 def _table(rows: list[dict[str, Any]]) -> nodes.table:
-    table = nodes.table(classes=["claims"])
+    table = nodes.table(classes=["claims", "colwidths-given"])
     group = nodes.tgroup(cols=len(_COLUMNS))
     table += group
-    for _ in _COLUMNS:
-        group += nodes.colspec(colwidth=1)
+    for width in _COLUMNS.values():
+        group += nodes.colspec(colwidth=width)
     head, body = nodes.thead(), nodes.tbody()
     group += [head, body]
-    head += _row([nodes.Text(name) for name in _COLUMNS])
+    head += _row([[nodes.Text(name)] for name in _COLUMNS])
     for row in rows:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.2g} (n = {len(row['values'])})"
-        entries = [
-            nodes.literal(text=row["id"]),
-            nodes.Text(row["source"]),
-            nodes.Text(f"{row['measured']:.4g}{spread}"),
-            nodes.Text(row["expected"]),
-            nodes.Text(row["verdict"]),
-            nodes.Text(row["note"]),
-        ]
-        made = _row(entries)
-        made[4]["classes"].append(f"verdict-{row['verdict'].replace(' ', '-')}")
+        about = nodes.inline(text=f"{row['source']}. {row['note']}", classes=["claim-note"])
+        made = _row(
+            [
+                [nodes.literal(text=row["id"]), nodes.Text(" "), about],
+                [nodes.Text(f"{row['measured']:.4g}{spread}")],
+                [nodes.Text(row["expected"])],
+                [nodes.Text(row["verdict"])],
+            ]
+        )
+        made[3]["classes"].append(f"verdict-{row['verdict'].replace(' ', '-')}")
         body += made
     return table
 
 
-def _row(contents: list[nodes.Node]) -> nodes.row:
+def _row(contents: list[list[nodes.Node]]) -> nodes.row:
     row = nodes.row()
     for content in contents:
-        paragraph = nodes.paragraph()
-        paragraph += content
-        row += nodes.entry("", paragraph)
+        row += nodes.entry("", nodes.paragraph("", "", *content))
     return row
 
 

@@ -129,7 +129,7 @@ class Checkerboard:
         cell = ((x + 2) * self.cells / 4).floor()
         inside = ((cell >= 0) & (cell < self.cells)).all(1)
         black = inside & (cell.sum(1) % 2 == 0)
-        return torch.where(black, math.log(1 / 8), -math.inf)
+        return torch.where(black, x.new_tensor(math.log(1 / 8)), x.new_tensor(-math.inf))
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,7 @@ class GaussianPath:
         """`interpolate` without checks, for callers that have checked their batch once."""
         alpha, sigma = expand_time(self.schedule.alpha(t), x1), expand_time(self.schedule.sigma(t), x1)
         xt = alpha * x1 + sigma * x0
-        # most paths have no centre; skip the arithmetic then
-        return xt if isinstance(self.center, float) and self.center == 0.0 else xt + (1 - alpha) * self.center
+        return xt if self._centerless else xt + (1 - alpha) * self.center
 
     def target(
         self,
@@ -128,7 +127,8 @@ class GaussianPath:
         alpha_dot, sigma_dot = self.schedule.alpha_dot(t), self.schedule.sigma_dot(t)
         if not self.schedule.smooth_sigma:
             self._require_finite(t, sigma_dot, "the velocity target has no limit: sigma_dot is infinite")
-        return expand_time(alpha_dot, x1) * (x1 - self.center) + expand_time(sigma_dot, x0) * x0
+        centred = x1 if self._centerless else x1 - self.center
+        return expand_time(alpha_dot, x1) * centred + expand_time(sigma_dot, x0) * x0
 
     def coefficients(self, t: Tensor, source: Prediction, target: Prediction) -> tuple[Tensor, Tensor]:
         r"""The pair $(a, b)$ with `target = a (x - mu) + b source` (for data, both sides minus $\mu$).
@@ -282,6 +282,11 @@ class GaussianPath:
         rate, p_over_alpha = self.coefficients(t, "score", "velocity")
         self._require_finite(t, rate + p_over_alpha, "the forward SDE is singular")
         return -rate, 2 * p_over_alpha
+
+    @property
+    def _centerless(self) -> bool:
+        """Most paths have no centre; their arithmetic is skipped."""
+        return isinstance(self.center, float) and self.center == 0.0
 
     def _checked(self, x0: Tensor, x1: Tensor, t: float | Tensor) -> Tensor:
         check_state("x0", x0)

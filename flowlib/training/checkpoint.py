@@ -5,6 +5,7 @@ everything that is not a tensor. It is written beside its place and moved there 
 old file or the new one, never half of either.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -39,8 +40,8 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 
     path = Path(path)
     tensors: dict[str, Tensor] = {}
-    skeleton = _flatten(state, "", tensors)
-    content = to_bytes(tensors, metadata={"format": _FORMAT, "state": json.dumps(skeleton)})
+    skeleton = json.dumps(_flatten(state, "", tensors))
+    content = to_bytes(tensors, metadata={"format": _FORMAT, "state": skeleton, "digest": _digest(skeleton, tensors)})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -78,12 +79,22 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path} is not a flowlib checkpoint")
+        if metadata["digest"] != _digest(metadata["state"], tensors):
+            raise ValueError(f"{path} is damaged: its content does not match its digest")
         state = _unflatten(json.loads(metadata["state"]), tensors)
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"{path} is truncated or damaged: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} is damaged: its state is not a dictionary")
     return state
+
+
+def _digest(skeleton: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the whole state; safetensors itself would not notice a changed number."""
+    digest = hashlib.sha256(skeleton.encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -149,6 +149,12 @@ def fit(
     check_positive("lr", lr)
     check_positive("checkpoint_every", checkpoint_every, integer=True)
     check_choice("schedule", schedule, ("cosine", "constant"))
+    if clip is not None:
+        check_positive("clip", clip)
+    if until is not None:
+        check_positive("until", until, integer=True)
+    if warmup < 0:
+        raise ValueError(f"warmup must not be negative, got {warmup}")
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("network has no parameter to train")
@@ -157,7 +163,10 @@ def fit(
     descent = optimizer(parameters) if optimizer else torch.optim.Adam(parameters, lr=lr)
     average = EMA(network, ema) if ema is not None else None
     history = History(ema=average)
-    settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed, "ema": ema}
+    settings = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "schedule": schedule, "warmup": warmup, "clip": clip,
+        "ema": ema, "seed": seed, "optimizer": type(descent).__name__,
+    }  # fmt: skip
     if checkpoint is not None and Path(checkpoint).is_file():
         _restore(checkpoints.load(checkpoint), settings, checkpoint, network, descent, average, generator, history)
 
@@ -236,15 +245,17 @@ def _restore(
     generator: torch.Generator,
     history: History,
 ) -> None:
-    """Load a checkpoint into a run; everything is checked before anything changes."""
+    """Load a checkpoint into a run; everything is checked before the network changes."""
+    if not {"settings", "network", "optimizer", "average", "generator", "history"} <= state.keys():
+        raise ValueError(f"{path} does not hold a training run")
     for name, value in settings.items():
         if state["settings"].get(name) != value:
             raise ValueError(f"{path} was written with {name}={state['settings'].get(name)!r}, this run has {value!r}")
-    mine = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    if mine != {name: tensor.shape for name, tensor in state["network"].items()}:
-        raise ValueError(f"{path} holds another network: its parameters differ in name or shape")
+    mine = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
+    if mine != {name: (tensor.shape, tensor.dtype) for name, tensor in state["network"].items()}:
+        raise ValueError(f"{path} holds another network: its parameters differ in name, shape or dtype")
+    descent.load_state_dict(state["optimizer"])  # raises if its parameter groups differ
     network.load_state_dict(state["network"])
-    descent.load_state_dict(state["optimizer"])
     if average is not None:
         for name, tensor in average.state.items():
             tensor.copy_(state["average"]["state"][name])

@@ -53,6 +53,10 @@ def test_checkerboard_samples_fill_the_squares_its_density_names(cells: int) -> 
     assert float(filled.min()) > 0.8 * 20_000 / len(filled)
 
 
+def test_checkerboard_density_follows_the_dtype() -> None:
+    assert toys.checkerboard().log_prob(torch.zeros(1, 2, dtype=torch.float64)).dtype == torch.float64
+
+
 def test_checkerboard_density_integrates_to_one() -> None:
     side = torch.arange(-3, 3, 0.02, dtype=torch.float64) + 0.01
     grid = torch.cartesian_prod(side, side)
@@ -132,6 +136,14 @@ class TestBadInput:
     def test_truncated_gzip(self, folder: Path) -> None:
         path = folder / "train-images-idx3-ubyte.gz"
         path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(ValueError, match="not a whole gzip file"):
+            images.fashion_mnist(folder)
+
+    def test_damaged_gzip(self, folder: Path) -> None:
+        path = folder / "train-images-idx3-ubyte.gz"
+        content = bytearray(path.read_bytes())
+        content[10:] = b"\xff" * (len(content) - 10)
+        path.write_bytes(content)
         with pytest.raises(ValueError, match="not a whole gzip file"):
             images.fashion_mnist(folder)
 

@@ -207,6 +207,25 @@ class TestBadInput:
         assert all(torch.equal(v, before[k]) for k, v in field.state_dict().items())
         assert path.read_bytes() == content[:keep]
 
+    def test_one_changed_byte_anywhere_is_noticed(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.safetensors"
+        run(steps=4, checkpoint=path)
+        content = path.read_bytes()
+        for position in range(0, len(content), len(content) // 50):
+            damaged = bytearray(content)
+            damaged[position] ^= 0x01
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"run\.safetensors"):
+                checkpoint.load(path)
+
+    def test_checkpoint_of_another_optimiser_or_clipping(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.safetensors"
+        run(steps=4, checkpoint=path)
+        with pytest.raises(ValueError, match="written with clip=1.0, this run has 0.1"):
+            run(steps=4, checkpoint=path, clip=0.1)
+        with pytest.raises(ValueError, match="written with optimizer='Adam', this run has 'SGD'"):
+            run(steps=4, checkpoint=path, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+
     def test_checkpoint_of_another_run(self, tmp_path: Path) -> None:
         path = tmp_path / "run.safetensors"
         run(steps=4, checkpoint=path)
@@ -230,6 +249,9 @@ class TestBadInput:
         with pytest.raises(TypeError, match="cannot hold /f of type function"):
             checkpoint.save(tmp_path / "c", {"f": run})
         assert not (tmp_path / "c").exists()
+        checkpoint.save(tmp_path / "d", {"step": 1})
+        with pytest.raises(ValueError, match="does not hold a training run"):
+            run(steps=4, checkpoint=tmp_path / "d")
 
     def test_a_loss_that_is_not_finite_names_the_step(self, tmp_path: Path) -> None:
         net = nn.Linear(1, 1)
@@ -253,6 +275,9 @@ class TestBadInput:
             ({"lr": 0.0}, "lr must be positive"),
             ({"schedule": "linear"}, "schedule must be one of 'cosine', 'constant'"),
             ({"ema": 1.0}, r"decay must lie in \[0, 1\)"),
+            ({"clip": -1.0}, "clip must be positive"),
+            ({"warmup": -1}, "warmup must not be negative"),
+            ({"until": 0}, "until must be positive"),
         ],
     )
     def test_options(self, options, message) -> None:
