@@ -24,7 +24,8 @@ def load(split: Literal["train", "test", "all"] = "train") -> Labelled:
     """Load the digits, scaled from grey levels 0 ... 16 to [-1, 1].
 
     The split is fixed and stratified: of each class, 35 images spread evenly over the file are the test set
-    (350 images), the other 1447 the training set.
+    (350 images), the other 1447 the training set. The file does not say who wrote which digit, so one writer may be in
+    both sets, and accuracies on the test set may be optimistic.
 
     Args:
         split: `"train"`, `"test"` or `"all"`.

@@ -55,6 +55,10 @@ class Labelled:
         index = torch.randint(len(self), (n,), generator=generator, device=self.x.device)
         return self.x[index], {"y": self.y[index]}
 
+    def to(self, device: torch.device | str) -> "Labelled":
+        """A copy on another device; batches are then drawn there."""
+        return Labelled(self.x.to(device), self.y.to(device))
+
     def of_class(self, label: int) -> "Labelled":
         """The items of one class.
 

@@ -88,15 +88,20 @@ class Moons:
     scale: float = 1.5
     noise: float = 0.08
 
+    def __post_init__(self) -> None:
+        check_positive("scale", self.scale)
+        _check_noise(self.noise)
+
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` points `[n, 2]`."""
         check_positive("n", n, integer=True)
-        upper = torch.rand(n, generator=generator) < 0.5
-        angle = math.pi * torch.rand(n, generator=generator)
+        device = generator.device if generator is not None else None
+        upper = torch.rand(n, generator=generator, device=device) < 0.5
+        angle = math.pi * torch.rand(n, generator=generator, device=device)
         x = torch.where(upper, angle.cos(), 1 - angle.cos())
         y = torch.where(upper, angle.sin(), 0.5 - angle.sin())
         centred = torch.stack([x - 0.5, y - 0.25], 1)
-        return self.scale * (centred + self.noise * torch.randn(n, 2, generator=generator))
+        return self.scale * (centred + self.noise * torch.randn(n, 2, generator=generator, device=device))
 
 
 @dataclass(frozen=True)
@@ -118,10 +123,11 @@ class Checkerboard:
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` points `[n, 2]`."""
         check_positive("n", n, integer=True)
-        column = torch.randint(self.cells, (n,), generator=generator)
-        row = 2 * torch.randint(self.cells // 2, (n,), generator=generator) + column % 2
+        device = generator.device if generator is not None else None
+        column = torch.randint(self.cells, (n,), generator=generator, device=device)
+        row = 2 * torch.randint(self.cells // 2, (n,), generator=generator, device=device) + column % 2
         corner = torch.stack([column, row], 1)
-        return (corner + torch.rand(n, 2, generator=generator)) * (4 / self.cells) - 2
+        return (corner + torch.rand(n, 2, generator=generator, device=device)) * (4 / self.cells) - 2
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats of points `[n, 2]`; minus infinity on white squares and off the board."""
@@ -145,14 +151,20 @@ class Spirals:
     radius: float = 3.0
     noise: float = 0.08
 
+    def __post_init__(self) -> None:
+        check_positive("turns", self.turns)
+        check_positive("radius", self.radius)
+        _check_noise(self.noise)
+
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` points `[n, 2]`."""
         check_positive("n", n, integer=True)
-        along = torch.rand(n, generator=generator).sqrt()  # roughly even along the arm
-        arm = math.pi * torch.randint(2, (n,), generator=generator)
+        device = generator.device if generator is not None else None
+        along = torch.rand(n, generator=generator, device=device).sqrt()  # roughly even along the arm
+        arm = math.pi * torch.randint(2, (n,), generator=generator, device=device)
         angle = 2 * math.pi * self.turns * along + arm
         points = self.radius * along[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
-        return points + self.noise * torch.randn(n, 2, generator=generator)
+        return points + self.noise * torch.randn(n, 2, generator=generator, device=device)
 
 
 @dataclass(frozen=True)
@@ -169,12 +181,18 @@ class Pinwheel:
     tangential: float = 0.05
     rate: float = 0.25
 
+    def __post_init__(self) -> None:
+        check_positive("blades", self.blades, integer=True)
+        _check_noise(self.radial)
+        _check_noise(self.tangential)
+
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` points `[n, 2]`."""
         check_positive("n", n, integer=True)
-        radius = 1 + self.radial * torch.randn(n, generator=generator)
-        offset = self.tangential * torch.randn(n, generator=generator)
-        blade = torch.randint(self.blades, (n,), generator=generator)
+        device = generator.device if generator is not None else None
+        radius = 1 + self.radial * torch.randn(n, generator=generator, device=device)
+        offset = self.tangential * torch.randn(n, generator=generator, device=device)
+        blade = torch.randint(self.blades, (n,), generator=generator, device=device)
         angle = 2 * math.pi * blade / self.blades + self.rate * radius.exp()
         x = radius * angle.cos() - offset * angle.sin()
         y = radius * angle.sin() + offset * angle.cos()
@@ -199,3 +217,8 @@ def spirals(turns: float = 1.5) -> Spirals:
 def pinwheel(blades: int = 5) -> Pinwheel:
     """The pinwheel; see `Pinwheel`."""
     return Pinwheel(blades)
+
+
+def _check_noise(noise: float) -> None:
+    if not noise >= 0:
+        raise ValueError(f"noise must not be negative, got {noise}")

@@ -83,7 +83,9 @@ class LabelEmbedding(nn.Module):
         return out
 
 
-def check_input(x: Tensor, t: Tensor, event: tuple[int, ...], y: Tensor | None, classes: int | None) -> Tensor:
+def check_input(
+    x: Tensor, t: Tensor, event: tuple[int, ...], y: Tensor | None, classes: int | None, like: Tensor
+) -> Tensor:
     """Check a network's input and expand a 0-d time.
 
     Args:
@@ -92,15 +94,17 @@ def check_input(x: Tensor, t: Tensor, event: tuple[int, ...], y: Tensor | None, 
         event: The event shape the network was built for.
         y: Labels, or `None`.
         classes: The number of classes the network was built for, or `None`.
+        like: One of the network's parameters, whose dtype and device the input must have.
 
     Returns:
         Times `[batch]`.
 
     Raises:
-        ValueError: If a shape is wrong, or labels come to a network without classes.
+        TypeError: If the dtype of states or times is not that of the parameters.
+        ValueError: If a shape or device is wrong, or labels come to a network without classes.
 
     Example:
-        >>> check_input(torch.zeros(3, 2), torch.tensor(0.5), (2,), None, None)
+        >>> check_input(torch.zeros(3, 2), torch.tensor(0.5), (2,), None, None, like=torch.zeros(1))
         tensor([0.5000, 0.5000, 0.5000])
     """
     if tuple(x.shape[1:]) != event:
@@ -109,4 +113,9 @@ def check_input(x: Tensor, t: Tensor, event: tuple[int, ...], y: Tensor | None, 
         raise ValueError("y was given, but this network was built without classes")
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
         raise ValueError(f"t must be 0-d or of shape [{x.shape[0]}], got {list(t.shape)}")
+    for name, value in (("x", x), ("t", t)):
+        if value.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{name} must have the dtype of the network's parameters, {like.dtype}; got {value.dtype}")
+        if value.device != like.device:
+            raise ValueError(f"{name} must be on the network's device, {like.device}; got {value.device}")
     return t.expand(x.shape[0])

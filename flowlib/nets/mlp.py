@@ -43,7 +43,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict for states `[batch, *event]` at times `t`, 0-d or `[batch]`; returns the shape of `x`."""
-        t = check_input(x, t, self.event, y, self.classes)
+        t = check_input(x, t, self.event, y, self.classes, like=self.first.weight)
         h = self.first(x.flatten(1)) + self.time(t)  # (B, W)
         if self.labels is not None:
             h = h + self.labels(y, x.shape[0])

@@ -74,7 +74,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict for images `[batch, channels, size, size]` at times 0-d or `[batch]`; returns the shape of `x`."""
-        t = check_input(x, t, self.event, y, self.classes)
+        t = check_input(x, t, self.event, y, self.classes, like=self.first.weight)
         embedding = self.time(t)
         if self.labels is not None:
             embedding = embedding + self.labels(y, x.shape[0])

@@ -93,7 +93,7 @@ def _digest(skeleton: str, tensors: dict[str, Tensor]) -> str:
     """SHA-256 of the whole state; safetensors itself would not notice a changed number."""
     digest = hashlib.sha256(skeleton.encode())
     for name in sorted(tensors):
-        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

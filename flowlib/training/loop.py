@@ -227,6 +227,7 @@ def _state(
         "average": {"state": average.state, "updates": average.updates} if average else None,
         "generator": generator.get_state(),
         "global_generator": torch.get_rng_state(),
+        "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "history": {
             "loss": torch.tensor(history.loss, dtype=torch.float64),
             "grad_norm": torch.tensor(history.grad_norm, dtype=torch.float64),
@@ -262,6 +263,8 @@ def _restore(
         average.updates = state["average"]["updates"]
     generator.set_state(state["generator"].cpu())
     torch.set_rng_state(state["global_generator"].cpu())
+    if state["cuda_generators"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda_generators"]])
     history.loss[:] = state["history"]["loss"].tolist()
     history.grad_norm[:] = state["history"]["grad_norm"].tolist()
     history.seconds = state["history"]["seconds"]

@@ -165,6 +165,9 @@ class TestBadInput:
             digits.load("validation")
         with pytest.raises(ValueError, match="n must be positive"):
             toys.moons().sample(0)
+        for make in (lambda: toys.moons(noise=-1.0), lambda: toys.pinwheel(0), lambda: toys.spirals(turns=0.0)):
+            with pytest.raises(ValueError, match="must"):
+                make()
         with pytest.raises(ValueError, match="cells must be an even number"):
             toys.checkerboard(3)
         with pytest.raises(ValueError, match="weight must lie strictly"):

@@ -134,6 +134,15 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"y must have shape \[4\]"):
             net(x, t, y=torch.zeros(3, dtype=torch.long))
 
+    def test_dtypes_and_devices(self, kind: str) -> None:
+        x, t = batch()
+        with pytest.raises(TypeError, match=r"x must have the dtype of the network's parameters, torch\.float32"):
+            IMAGES[kind](None)(x.double(), t)
+        with pytest.raises(TypeError, match="t must have the dtype"):
+            IMAGES[kind](None)(x, t.double())
+        with pytest.raises(ValueError, match="t must be on the network's device"):
+            IMAGES[kind](None)(x, t.to("meta"))
+
     def test_times(self, kind: str) -> None:
         x, _ = batch()
         with pytest.raises(ValueError, match=r"t must be 0-d or of shape \[4\]"):

@@ -221,7 +221,7 @@ class TestBadInput:
     def test_checkpoint_of_another_optimiser_or_clipping(self, tmp_path: Path) -> None:
         path = tmp_path / "run.safetensors"
         run(steps=4, checkpoint=path)
-        with pytest.raises(ValueError, match="written with clip=1.0, this run has 0.1"):
+        with pytest.raises(ValueError, match=r"written with clip=1\.0, this run has 0\.1"):
             run(steps=4, checkpoint=path, clip=0.1)
         with pytest.raises(ValueError, match="written with optimizer='Adam', this run has 'SGD'"):
             run(steps=4, checkpoint=path, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
