@@ -56,18 +56,19 @@ def test_conda_environment_installs_the_project_itself() -> None:
     assert any("constraints.txt" in line for line in pip)
 
 
-def seconds_to_import(code: str) -> float:
-    script = f"import time, torch\nstart = time.perf_counter()\n{code}\nprint(time.perf_counter() - start)"
-    runs = [
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True) for _ in range(3)
-    ]
-    return min(float(run.stdout) for run in runs)
-
-
 def test_importing_the_library_costs_little_over_torch() -> None:
-    """The budget is 0.3 s on an idle machine for everything but plots; twice that here, because machines differ."""
-    code = "from flowlib import couplings, data, distributions, fields, nets, objectives, paths, solvers, training"
-    assert seconds_to_import(code) < 0.6
+    """The budget is 0.3 s where torch takes 1.5 s; as a fraction of torch's time it holds on any machine."""
+    script = """
+import time
+start = time.perf_counter()
+import torch
+middle = time.perf_counter()
+from flowlib import couplings, data, distributions, fields, nets, objectives, paths, solvers, training
+print((time.perf_counter() - middle) / (middle - start))
+"""
+    command = [sys.executable, "-c", script]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+    assert min(float(run.stdout) for run in runs) < 0.25
 
 
 def test_importing_the_library_does_not_import_what_it_may_not_need() -> None:
