@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,8 @@ def build_html(root: Path, build: Path, toc: Path) -> None:
     finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     (build / "sphinx.log").write_text(finished.stdout + finished.stderr, encoding="utf-8")
     if finished.returncode:
+        # Sphinx would take the pages it has read for good, and the next build would pass without its warnings
+        shutil.rmtree(build / ".doctrees", ignore_errors=True)
         lines = (finished.stdout + finished.stderr).splitlines()
         telling = [line for line in lines if "WARNING" in line or "ERROR" in line or "Exception" in line]
         telling = [line for line in telling if "over TCP without encryption" not in line]

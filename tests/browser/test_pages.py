@@ -143,6 +143,9 @@ def test_a_broken_reference_fails_and_names_the_line(sample_book: Path, sample_s
         done = build(sample_book)
         assert done.returncode == 1
         assert f"sample.md:{line}: WARNING: unknown document" in done.stderr
+        again = build(sample_book)
+        assert again.returncode == 1, "a second build must not forget the warning"
+        assert f"sample.md:{line}: WARNING: unknown document" in again.stderr
         chapter.write_text(content + "\nSee {eq}`no-such-equation`.\n")
         done = build(sample_book)
         assert done.returncode == 1
