@@ -12,8 +12,9 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from sphinx import addnodes
 
-_COLUMNS = {"claim, source, conditions": 58, "measured": 18, "expected": 12, "verdict": 12}  # widths in per cent
+_COLUMNS = {"claim, source, conditions": 53, "measured": 17, "expected": 13, "verdict": 17}  # widths in per cent
 
 
 def _build_folder(app: Any) -> Path:
@@ -56,13 +57,13 @@ class ClaimsTable(Directive):
         verdicts = [row["verdict"] for row in rows]
         counts = ", ".join(f"{verdicts.count(name)} {name}" for name in ("holds", "not reproduced") if name in verdicts)
         out: list[nodes.Node] = [nodes.paragraph(text=f"{len(rows)} claims: {counts}." if rows else "No claims yet.")]
-        titles = app.env.titles
         for chapter in dict.fromkeys(row["chapter"] for row in rows):
-            title = titles[chapter].astext() if chapter in titles else chapter
-            heading = nodes.rubric(text="")
-            target = app.builder.get_relative_uri("book/verifies", chapter) if chapter in app.env.found_docs else ""
-            heading += nodes.reference("", title, refuri=target, internal=True)
-            out += [heading, _table([row for row in rows if row["chapter"] == chapter])]
+            # resolved after all pages are read, when titles are known
+            link = addnodes.pending_xref(
+                "", nodes.inline(), refdomain="std", reftype="doc", reftarget=f"/{chapter}", refexplicit=False,
+                refdoc=self.state.document.settings.env.docname, refwarn=True,
+            )  # fmt: skip
+            out += [nodes.rubric("", "", link), _table([row for row in rows if row["chapter"] == chapter])]
         return out
 
 
