@@ -78,7 +78,7 @@ def test_animation_is_self_contained_and_described() -> None:
 
 
 def test_animation_html_is_the_same_in_every_run() -> None:
-    draw = lambda figure, i: figure.add_subplot().plot([0, i])  # noqa: E731
+    draw = lambda figure, i: figure.add_subplot().plot([0, i])
     a, b = (plots.animate(draw, 2, alt="a line", dpi=20)._repr_html_() for _ in range(2))
     assert a == b
 

@@ -53,7 +53,7 @@ def test_weights_are_those_of_the_table() -> None:
         s = path.schedule
         alpha, sigma = s.alpha(t), s.sigma(t)
         d = s.alpha_dot(t) * sigma - alpha * s.sigma_dot(t)
-        weight = lambda predicts: objectives.loss_weight(path, t, predicts, "score")  # noqa: E731, B023
+        weight = lambda predicts: objectives.loss_weight(path, t, predicts, "score")  # noqa: B023
         torch.testing.assert_close(weight("noise"), 1 / sigma**2)
         torch.testing.assert_close(weight("data"), alpha**2 / sigma**4)
         torch.testing.assert_close(weight("velocity"), (alpha / (sigma * d)) ** 2)
@@ -84,7 +84,7 @@ def test_the_exact_field_minimises_the_loss(predicts: str) -> None:
     path, (x0, x1, _) = paths.cosine(), batch(100_000)
     t = 0.05 + 0.9 * torch.rand(100_000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     exact = MixtureField(mixture(), path).function(predicts)
-    bump = lambda x: torch.stack([torch.sin(x[:, 1]), torch.cos(x[:, 0])], 1)  # noqa: E731
+    bump = lambda x: torch.stack([torch.sin(x[:, 1]), torch.cos(x[:, 0])], 1)
 
     def loss(c: float) -> float:
         field = FunctionField(lambda x, t: exact(x, t) + c * bump(x), path, predicts=predicts)

@@ -50,7 +50,7 @@ def test_implicit_loss_of_a_nonlinear_score_is_its_formula() -> None:
 def test_sliced_averages_to_implicit(reduce_variance: bool) -> None:
     x = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     mix = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    score = lambda x: torch.sin(x @ mix.T)  # noqa: E731
+    score = lambda x: torch.sin(x @ mix.T)
     generator = torch.Generator().manual_seed(3)
     values = torch.stack(
         [
@@ -78,7 +78,7 @@ def test_reduced_variance_reduces_variance() -> None:
 def test_denoising_is_explicit_for_the_smoothed_density_plus_the_stated_constant() -> None:
     n, v, sigma = 400_000, 0.7, 0.5
     x = v**0.5 * torch.randn(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    score = lambda x: 0.2 - 0.9 * x  # noqa: E731
+    score = lambda x: 0.2 - 0.9 * x
     value = float(objectives.denoising(score, x, sigma, generator=torch.Generator().manual_seed(5)))
     smooth = v + sigma**2
     explicit = 0.5 * ((0.9 - 1 / smooth) ** 2 * smooth + 0.2**2)

@@ -87,7 +87,7 @@ def test_a_step_is_the_affine_map_assumed_above(method: str) -> None:
     ).end
     z = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
     h, noise = u - t, (u - t).sqrt() * z
-    drift = lambda y, s: field.velocity(y, s) + 0.5 * field.score(y, s)  # noqa: E731
+    drift = lambda y, s: field.velocity(y, s) + 0.5 * field.score(y, s)
     k1 = drift(x, t)
     expected = x + h * k1 + noise
     if method == "heun":

@@ -1,0 +1,11 @@
+r"""Fields: one object that answers velocity, score, data and noise at any $(x, t)$.
+
+A `Field` implements one prediction; its path gives the other three (`flowlib.paths`). `NetworkField` wraps a
+network, `FunctionField` a plain function, and `MixtureField` is exact: the closed-form field of a Gaussian mixture
+or of a finite data set.
+"""
+
+from flowlib.fields.base import Field, FunctionField, NetworkField, StateFunction
+from flowlib.fields.mixture import MixtureField
+
+__all__ = ["Field", "FunctionField", "MixtureField", "NetworkField", "StateFunction"]
