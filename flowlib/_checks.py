@@ -146,6 +146,8 @@ def check_unit_interval(name: str, t: Tensor) -> None:
         >>> check_unit_interval("t", torch.tensor([0.0, 1.0]))
     """
     t = t.detach()
+    if t.numel() == 0:
+        raise ValueError(f"{name} is empty: shape {list(t.shape)}")
     low, high = (float(t), float(t)) if t.ndim == 0 else (float(t.min()), float(t.max()))
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(f"{name} must lie in [0, 1], got values from {low:g} to {high:g}")

@@ -116,6 +116,8 @@ def check(
     """
     if not _ID.fullmatch(id):
         raise ValueError(f"id must look like paper-card/claim in lower case with hyphens, got {id!r}")
+    if isinstance(measured, str):
+        raise ValueError(f"claim {id}: measured must hold numbers, got the text {measured!r}")
     values = tuple(float(value) for value in measured) if isinstance(measured, Sequence) else (float(measured),)
     if not values or not all(math.isfinite(value) for value in values):
         raise ValueError(f"claim {id}: measured must hold finite numbers, got {measured}")
@@ -166,6 +168,8 @@ def parse_expectation(expected: str) -> Callable[[float], bool]:
         return lambda value: low <= value <= high
     if match := _NEAR.fullmatch(text):
         centre, tolerance = float(match[1]), float(match[2])
+        if tolerance < 0:
+            raise ValueError(f"expected has a negative tolerance: {expected!r}")
         return lambda value: abs(value - centre) <= tolerance
     raise ValueError(f"expected must look like '< 1', '>= 1', '0.9 .. 1.1' or '1 +- 0.1', got {expected!r}")
 

@@ -114,6 +114,9 @@ def assignment(x0: Tensor, x1: Tensor) -> Int[Tensor, " batch"]:
         >>> assignment(torch.tensor([[0.0], [5.0]]), torch.tensor([[6.0], [1.0]]))
         tensor([1, 0])
     """
+    check_state("x0", x0)
+    check_state("x1", x1)
+    check_same("x0", x0, "x1", x1)
     import numpy as np
     import ot
     from scipy.optimize import linear_sum_assignment
@@ -123,6 +126,8 @@ def assignment(x0: Tensor, x1: Tensor) -> Int[Tensor, " batch"]:
     # |x0|^2 and |x1|^2 add the same to every permutation: without them the simplex pivots up to 1.5 times faster
     gain = (a - a.mean(0)) @ (b - b.mean(0)).T
     cost = gain.max() - gain
+    # the simplex has absolute tolerances, so it gets costs of size one whatever the unit of the data
+    cost = cost / cost.max().clamp_min(torch.finfo(cost.dtype).tiny)
     # in high dimension distances concentrate and good starting duals halve the simplex's work; in the plane they do not
     start = _rough_duals(cost) if n >= _WARM_START_BATCH and a.shape[1] >= _WARM_START_DIM else None
     mass = np.full(n, 1 / n)
@@ -280,6 +285,8 @@ def _check(x0: Tensor, x1: Tensor) -> None:
 def _log_weights(name: str, weights: Tensor | None, count: int, like: Tensor) -> Tensor:
     if weights is None:
         weights = torch.full((count,), 1 / count, dtype=like.dtype, device=like.device)
+    if weights.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of the cost, {like.dtype}; got {weights.dtype}")
     if weights.shape != (count,):
         raise ValueError(f"{name} must have shape [{count}], got {list(weights.shape)}")
     if not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > 1e-5:

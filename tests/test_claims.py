@@ -93,6 +93,12 @@ class TestBadInput:
         with pytest.raises(ValueError, match="expected must look like"):
             claims.parse_expectation(expected)
 
+    def test_text_is_no_measurement(self) -> None:
+        with pytest.raises(ValueError, match="measured must hold numbers"):
+            check("paper/claim", "12", "< 20", source="s")
+        with pytest.raises(ValueError, match="negative tolerance"):
+            claims.parse_expectation("1 +- -0.1")
+
     def test_empty_range(self) -> None:
         with pytest.raises(ValueError, match="empty range"):
             claims.parse_expectation("2 .. 1")

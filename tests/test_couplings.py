@@ -57,6 +57,15 @@ def test_ties_still_give_a_permutation(case: str) -> None:
     assert torch.equal(couplings.exact_ot(x0, x1).index.sort().values, torch.arange(300))
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1.0, 1e6])
+def test_exact_pairing_does_not_depend_on_the_unit(scale: float) -> None:
+    x0, x1 = batch(200, 2, clustered=True)
+    cost = direct_cost(x0, x1)
+    rows, columns = linear_sum_assignment(cost)
+    index = couplings.exact_ot(scale * x0, scale * x1).index.numpy()
+    assert cost[np.arange(200), index].sum() == pytest.approx(cost[rows, columns].sum(), rel=1e-9)
+
+
 def test_in_one_dimension_exact_pairing_sorts() -> None:
     x0, x1 = batch(100, 1)
     pairs = couplings.exact_ot(x0, x1)
@@ -150,6 +159,10 @@ class TestBadInput:
             couplings.sinkhorn(0.1, iterations=1.5)
         with pytest.raises(ValueError, match=r"a must have shape \[2\]"):
             couplings.sinkhorn_plan(torch.zeros(2, 3), 1.0, a=torch.ones(3) / 3)
+        with pytest.raises(TypeError, match="a must have the dtype of the cost"):
+            couplings.sinkhorn_plan(torch.zeros(2, 3), 1.0, a=torch.ones(2).double() / 2)
+        with pytest.raises(ValueError, match="same shape"):
+            couplings.assignment(torch.zeros(2, 3), torch.zeros(3, 3))
         with pytest.raises(ValueError, match="b must be positive and sum to 1"):
             couplings.sinkhorn_plan(torch.zeros(2, 3), 1.0, b=torch.ones(3))
 

@@ -77,6 +77,19 @@ def test_animation_is_self_contained_and_described() -> None:
     assert plt.get_fignums() == []
 
 
+def test_different_animations_on_one_page_do_not_share_their_name() -> None:
+    draws = [lambda figure, i, k=k: figure.add_subplot().plot([k, i]) for k in (0, 5)]
+    pages = [plots.animate(draw, 2, alt="a line", dpi=20)._repr_html_() for draw in draws]
+    names = {re.search(r'id="(\w+)"', page)[1] for page in pages}
+    assert len(names) == 2
+
+
+def test_frames_start_empty() -> None:
+    counts = []
+    plots.animate(lambda figure, i: (figure.add_subplot(), counts.append(len(figure.axes))), 3, alt="x", dpi=20)
+    assert counts == [1, 1, 1]
+
+
 def test_animation_html_is_the_same_in_every_run() -> None:
     draw = lambda figure, i: figure.add_subplot().plot([0, i])
     a, b = (plots.animate(draw, 2, alt="a line", dpi=20)._repr_html_() for _ in range(2))
@@ -92,6 +105,8 @@ class TestBadInput:
             plots.trajectories(torch.zeros(3, 2))
         with pytest.raises(ValueError, match="images must have shape"):
             plots.image_grid(torch.zeros(3, 3, 8, 8))
+        with pytest.raises(ValueError, match="columns must be positive"):
+            plots.image_grid(torch.zeros(3, 1, 8, 8), columns=0)
         with pytest.raises(ValueError, match="must have 2 columns, got 3"):
             plots.curves([1, 2], {"a": torch.zeros(3)})
 

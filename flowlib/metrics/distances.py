@@ -37,11 +37,12 @@ def wasserstein2(x: Float[Tensor, "n *event"], y: Float[Tensor, "m *event"]) -> 
     import ot
 
     a, b = _pair(x, y)
-    cost = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square().cpu().numpy()
-    value, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
+    cost = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square().cpu()
+    unit = float(cost.max()) or 1.0  # the simplex has absolute tolerances, so it gets costs of size one
+    value, log = ot.emd2([], [], (cost / unit).numpy(), numItermax=10_000_000, log=True)
     if log["warning"] is not None:
         raise ValueError(f"the transport problem was not solved: {log['warning']}")
-    return float(max(value, 0.0) ** 0.5)
+    return float(max(value * unit, 0.0) ** 0.5)
 
 
 def sliced_wasserstein2(
@@ -222,7 +223,9 @@ def _pair(x: Tensor, y: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     check_same("x", x, "y", y, shape=False)
     if min(len(x), len(y)) < least:
         raise ValueError(f"at least {least} points are needed in each sample, got {len(x)} and {len(y)}")
-    return x.detach().flatten(1).double(), y.detach().flatten(1).double()
+    a, b = x.detach().flatten(1).double(), y.detach().flatten(1).double()
+    center = b.mean(0)  # distances do not change, and far from the origin they lose fewer digits
+    return a - center, b - center
 
 
 def _mean(pairwise: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, same: bool = False) -> float:

@@ -37,7 +37,10 @@ def explicit(score: Score, x: Tensor, true_score: Score) -> Tensor:
         tensor(1.)
     """
     check_state("x", x)
-    return 0.5 * (score(x) - true_score(x)).square().flatten(1).sum(1).mean()
+    s, truth = score(x), true_score(x)
+    check_same("score(x)", s, "x", x)
+    check_same("true_score(x)", truth, "x", x)
+    return 0.5 * (s - truth).square().flatten(1).sum(1).mean()
 
 
 def implicit(score: Score, x: Tensor) -> Tensor:
@@ -136,7 +139,9 @@ def denoising(score: Score, x: Tensor, sigma: float, *, generator: torch.Generat
     check_state("x", x)
     check_positive("sigma", sigma)
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    return 0.5 * (score(x + sigma * noise) + noise / sigma).square().flatten(1).sum(1).mean()
+    s = score(x + sigma * noise)
+    check_same("score(x)", s, "x", x)
+    return 0.5 * (s + noise / sigma).square().flatten(1).sum(1).mean()
 
 
 def denoising_score_matching(

@@ -1,9 +1,9 @@
 """Animations that need nothing but the page they are on."""
 
 import base64
+import hashlib
 import html
 import io
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,8 @@ class Animation:
         self.interval = interval
 
     def _repr_html_(self) -> str:
-        name = f"a{uuid.uuid5(uuid.NAMESPACE_OID, self.alt + str(len(self.frames))).hex[:12]}"
+        digest = hashlib.sha256(self.alt.encode() + b"".join(self.frames)).hexdigest()
+        name = f"a{digest[:16]}"  # the same in every build, different for different animations
         sources = ",".join(f'"{base64.b64encode(frame).decode()}"' for frame in self.frames)
         last = len(self.frames) - 1
         alt = html.escape(self.alt, quote=True)

@@ -204,6 +204,7 @@ def image_grid(
     """
     if images.ndim != 4 or images.shape[1] != 1 or images.shape[0] == 0:
         raise ValueError(f"images must have shape [n, 1, height, width] with n >= 1, got {list(images.shape)}")
+    check_positive("columns", columns, integer=True)
     count, _, height, width = images.shape
     rows = -(-count // columns)
     canvas = torch.full((rows * (height + 1) + 1, columns * (width + 1) + 1), -1.0)

@@ -22,6 +22,24 @@ def test_wasserstein_of_a_translation_is_its_length() -> None:
     assert metrics.wasserstein2(x, x + torch.tensor([3.0, 4.0])) == pytest.approx(5.0, rel=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+def test_distances_scale_with_the_unit(scale: float) -> None:
+    x, y = points(60), points(50, seed=1, shift=1.0)
+    assert metrics.wasserstein2(scale * x, scale * y) == pytest.approx(scale * metrics.wasserstein2(x, y), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["wasserstein2", "energy_distance", "mmd", "frechet_distance"])
+def test_distances_do_not_depend_on_the_origin(name: str) -> None:
+    x, y, metric = points(60), points(50, seed=1, shift=1.0), getattr(metrics, name)
+    assert metric(x + 1e6, y + 1e6) == pytest.approx(metric(x, y), rel=1e-6)
+
+
+def test_default_bandwidth_is_the_median_distance() -> None:
+    x, y = points(60), points(50, seed=1, shift=1.0)
+    median = float(torch.nn.functional.pdist(torch.cat([x, y])).median())
+    assert metrics.mmd(x, y) == pytest.approx(metrics.mmd(x, y, bandwidth=median), rel=1e-9)
+
+
 def test_wasserstein_on_the_line_pairs_sorted_points() -> None:
     x, y = points(80, 1), points(80, 1, seed=1, shift=1.0) * 2
     expected = (x.sort(0).values - y.sort(0).values).square().mean().sqrt()

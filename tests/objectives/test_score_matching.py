@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowlib import objectives, paths
+from flowlib import couplings, objectives, paths
 from flowlib.distributions import GaussianMixture
 from flowlib.fields import FunctionField, MixtureField
 
@@ -108,6 +108,29 @@ def test_path_losses_do_not_depend_on_what_the_field_predicts(predicts: str) -> 
     torch.testing.assert_close(own, (t**2 * error).mean(), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("weight", ["variance", "likelihood"])
+def test_pairings_and_dropped_labels_reach_the_path_losses(weight: str) -> None:
+    seen = []
+
+    def predict(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append(y)
+        return x
+
+    def reverse(x0: Tensor, x1: Tensor, *, generator=None) -> couplings.Pairs:
+        index = torch.arange(len(x1)).flip(0)
+        return couplings.Pairs(x0, x1[index], index=index)
+
+    field = FunctionField(predict, paths.vp(), predicts="noise")
+    x, y = torch.randn(2000, 2), torch.arange(2000)
+    t = torch.full((2000,), 0.5)
+    objectives.denoising_score_matching(field, weight=weight, coupling=reverse)(x, x, t=t, y=y)
+    assert torch.equal(seen[0], y.flip(0))
+    dropping = objectives.denoising_score_matching(field, weight=weight, drop_condition=0.5)
+    draws = [dropping(x, x, t=t, y=y, generator=torch.Generator().manual_seed(1)) and seen[-1] for _ in range(2)]
+    assert 0.4 < float((draws[0] == -1).double().mean()) < 0.6
+    assert torch.equal(*draws)
+
+
 def test_the_variance_weight_is_finite_at_the_data_end() -> None:
     field = FunctionField(lambda x, t: x, paths.linear(), predicts="noise")
     value = objectives.denoising_score_matching(field)(torch.zeros(3, 2), torch.ones(3, 2), t=torch.ones(3)).total
@@ -128,5 +151,12 @@ class TestBadInput:
             objectives.sliced(lambda x: x, self.x, projections=0)
         with pytest.raises(ValueError, match="x has NaN"):
             objectives.implicit(lambda x: x, self.x * torch.nan)
+        for loss in (
+            lambda: objectives.explicit(lambda x: x[:, :1], self.x, lambda x: x),
+            lambda: objectives.explicit(lambda x: x, self.x, lambda x: x[:, 0]),
+            lambda: objectives.denoising(lambda x: x[:, :1], self.x, 0.1),
+        ):
+            with pytest.raises(ValueError, match="must have the same shape"):
+                loss()
         with pytest.raises(ValueError, match=r"score\(x\) and x must have the same shape"):
             objectives.implicit(lambda x: x[:, :1], self.x)
