@@ -1,4 +1,4 @@
-"""How far two samples are apart, how straight a flow is, and how good generated digits are."""
+"""How far two samples are apart, how straight a flow is, how likely data are, and how good generated digits are."""
 
 from flowlib.metrics import digits
 from flowlib.metrics.distances import (
@@ -9,9 +9,11 @@ from flowlib.metrics.distances import (
     sliced_wasserstein2,
     wasserstein2,
 )
+from flowlib.metrics.likelihood import bits_per_dim
 from flowlib.metrics.trajectories import path_length, straightness, transport_cost
 
 __all__ = [
+    "bits_per_dim",
     "digits",
     "energy_distance",
     "frechet_distance",

@@ -178,3 +178,23 @@ class TestBadInput:
             data.Labelled(torch.zeros(2, 1), torch.zeros(3, dtype=torch.long))
         with pytest.raises(TypeError, match="int64"):
             data.Labelled(torch.zeros(2, 1), torch.zeros(2))
+
+
+class TestDequantize:
+    def test_levels_are_recovered_by_rounding(self, generator) -> None:
+        x = data.digits.load("test").x
+        noisy = data.digits.dequantize(x, generator=generator)
+        assert torch.equal((noisy / data.digits.BIN_WIDTH).round() * data.digits.BIN_WIDTH, x)
+
+    def test_noise_is_uniform_in_the_bin(self, generator) -> None:
+        x = data.digits.load("all").x
+        u = (data.digits.dequantize(x, generator=generator) - x) / data.digits.BIN_WIDTH
+        n = u.numel()
+        assert abs(float(u.mean())) < 4 * (1 / 12 / n) ** 0.5
+        assert abs(float(u.var()) - 1 / 12) < 4 * (1 / 180 / n) ** 0.5
+
+    @pytest.mark.bad_input
+    def test_dequantised_images_are_refused(self, generator) -> None:
+        x = data.digits.dequantize(data.digits.load("test").x, generator=generator)
+        with pytest.raises(ValueError, match="grey levels"):
+            data.digits.dequantize(x)
