@@ -53,7 +53,7 @@ def load(split: Literal["train", "test", "all"] = "train") -> Labelled:
 
 
 def dequantize(x: Float[Tensor, "n *event"], *, generator: torch.Generator | None = None) -> Float[Tensor, "n *event"]:
-    r"""Spread each grey level evenly over its bin: $x + (u - \tfrac12)\,\texttt{BIN\_WIDTH}$ with $u$ uniform on [0, 1).
+    r"""Spread each grey level over its bin: $x + (u - \tfrac12)\,\texttt{BIN\_WIDTH}$ with $u$ uniform on [0, 1).
 
     A density $p$ on dequantised images bounds the probability of the grey levels: by Jensen's inequality
     $\log P(x) \ge E_u[\log p] + d\log\texttt{BIN\_WIDTH}$ (Theis et al., 2016). Without it a density can put unbounded
