@@ -283,6 +283,44 @@ class GaussianPath:
         self._require_finite(t, rate + p_over_alpha, "the forward SDE is singular")
         return -rate, 2 * p_over_alpha
 
+    def posterior(self, t: float | Tensor, u: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The law of an earlier, cleaner state $x_u$ given $x_t$ and the data, for $t < u$.
+
+        $q(x_u \mid x_t, x_1) = \mathcal N(a x_t + b x_1, \text{var}\,I)$ (with a centre, the same in $x - \mu$), where
+        $x_t$ is made from $x_u$ by more noise. With $\kappa = 1 - \mathrm{SNR}_t/\mathrm{SNR}_u$
+
+        $$ a = \frac{\alpha_t\sigma_u^2}{\alpha_u\sigma_t^2}, \qquad b = \alpha_u\kappa, \qquad
+           \text{var} = \sigma_u^2\kappa $$
+
+        (Ho et al., 2020, eq. 7). All three are finite at $t = 0$ and where $\sigma_u = 0$.
+
+        Args:
+            t: The noisier time.
+            u: The cleaner time, $0 \le t < u \le 1$; shapes broadcast.
+
+        Returns:
+            The tensors $a$, $b$ and $\text{var}$.
+
+        Raises:
+            ValueError: If a time leaves [0, 1] or `t` is not before `u`.
+
+        Example:
+            >>> from flowlib import paths
+            >>> [round(float(c), 4) for c in paths.linear().posterior(0.5, 0.75)]
+            [0.1667, 0.6667, 0.0556]
+        """
+        default = torch.get_default_dtype()
+        t, u = (s if isinstance(s, Tensor) else torch.as_tensor(s, dtype=default) for s in (t, u))
+        check_unit_interval("t", t)
+        check_unit_interval("u", u)
+        if not bool((t < u).all()):
+            raise ValueError(f"t must be before u (noise is at 0, data at 1), got t = {t} and u = {u}")
+        schedule = self.schedule
+        alpha_u, sigma_u = schedule.alpha(u), schedule.sigma(u)
+        kappa = -torch.expm1(schedule.log_snr(t) - schedule.log_snr(u))
+        a = schedule.alpha(t) / alpha_u * (sigma_u / schedule.sigma(t)) ** 2
+        return a, alpha_u * kappa, sigma_u**2 * kappa
+
     @property
     def _centerless(self) -> bool:
         """Most paths have no centre; their arithmetic is skipped."""

@@ -1,5 +1,6 @@
 """Solvers: they own the step loop and count function evaluations; fields know nothing of them."""
 
+from flowlib.solvers.ancestral import ancestral
 from flowlib.solvers.likelihood import divergence, log_likelihood
 from flowlib.solvers.ode import METHODS, invert, ode
 from flowlib.solvers.sde import SDE_METHODS, eta_squared, sde
@@ -9,6 +10,7 @@ __all__ = [
     "METHODS",
     "SDE_METHODS",
     "Trajectory",
+    "ancestral",
     "divergence",
     "eta_squared",
     "invert",

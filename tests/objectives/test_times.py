@@ -14,6 +14,15 @@ def test_uniform_times_are_uniform_on_their_interval() -> None:
     assert stats.kstest(t.numpy(), stats.uniform(0.2, 0.5).cdf).pvalue > 0.01
 
 
+def test_low_discrepancy_times_are_uniform_one_by_one_and_evenly_spread_together() -> None:
+    sampler, generator = objectives.low_discrepancy(0.2, 0.7), torch.Generator().manual_seed(0)
+    draws = torch.stack([sampler(8, generator=generator, dtype=torch.float64).t for _ in range(4000)])
+    for column in (0, 5):
+        assert stats.kstest(draws[:, column].numpy(), stats.uniform(0.2, 0.5).cdf).pvalue > 0.01
+    gaps = draws.sort(1).values.diff(dim=1)
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 0.5 / 8))
+
+
 def test_logit_normal_times_have_a_normal_logit() -> None:
     t = objectives.logit_normal(0.5, 1.3)(20_000, generator=torch.Generator().manual_seed(1)).t.double()
     assert stats.kstest(torch.logit(t).numpy(), stats.norm(0.5, 1.3).cdf).pvalue > 0.01
