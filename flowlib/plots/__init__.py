@@ -4,7 +4,7 @@ Every function takes tensors or arrays, draws on `ax` (or a new one) and returns
 """
 
 from flowlib.plots.animation import Animation, animate
-from flowlib.plots.explorer import Explorer, explorer
+from flowlib.plots.exploration import Explorer, explorer
 from flowlib.plots.figures import (
     COLORS,
     curves,
