@@ -96,6 +96,40 @@ def test_animation_html_is_the_same_in_every_run() -> None:
     assert a == b
 
 
+def _end(figure, choice) -> None:
+    figure.add_subplot().plot([0, int(choice["end"])])
+
+
+def test_explorer_stores_equal_pictures_once_and_finds_each() -> None:
+    made = plots.explorer(_end, {"end": ["1", "2"], "no effect": ["a", "b", "c"]}, alt="a line", dpi=20)
+    assert made.index == [0, 0, 0, 1, 1, 1]
+    page = made._repr_html_()
+    assert page.count("iVBOR") == 2
+    assert page.count("<select") == 2
+    assert page.count("<option>") == 5
+    assert plt.get_fignums() == []
+
+
+def test_explorer_draws_every_combination_on_an_empty_figure() -> None:
+    seen, choices = [], {"a": ["1", "2"], "b": ["x", "y"]}
+    draw = lambda figure, choice: (seen.append((*choice.values(), len(figure.axes))), figure.add_subplot())
+    plots.explorer(draw, choices, alt="nothing", dpi=10)
+    assert seen == [("1", "x", 0), ("1", "y", 0), ("2", "x", 0), ("2", "y", 0)]
+
+
+def test_explorer_is_self_contained_described_and_the_same_in_every_run() -> None:
+    hostile = 'a "line" </script>'
+    made, again = (plots.explorer(_end, {"end": ["1", "2"]}, alt=hostile, dpi=20) for _ in range(2))
+    page = made._repr_html_()
+    assert page == again._repr_html_()
+    assert "http" not in page
+    assert 'aria-label="end"' in page
+    assert 'alt="a &quot;line&quot; &lt;/script&gt;"' in page
+    assert page.count("</script>") == 1
+    other = plots.explorer(_end, {"end": ["1", "3"]}, alt=hostile, dpi=20)._repr_html_()
+    assert re.search(r'id="(\w+)"', page)[1] != re.search(r'id="(\w+)"', other)[1]
+
+
 @pytest.mark.bad_input
 class TestBadInput:
     def test_shapes(self) -> None:
@@ -117,3 +151,13 @@ class TestBadInput:
             plots.Animation([b"x"], "")
         with pytest.raises(ValueError, match="frames is empty"):
             plots.Animation([], "nothing")
+
+    def test_explorers(self) -> None:
+        with pytest.raises(ValueError, match="choices is empty"):
+            plots.explorer(_end, {}, alt="nothing")
+        with pytest.raises(ValueError, match=r"choices\['end'\] must hold different options"):
+            plots.Explorer([b"x", b"y"], {"end": ["1", "1"]}, "lines")
+        with pytest.raises(ValueError, match="one picture for each of the 2 choices, got 1"):
+            plots.Explorer([b"x"], {"end": ["1", "2"]}, "lines")
+        with pytest.raises(ValueError, match="alt must describe"):
+            plots.Explorer([b"x"], {"end": ["1"]}, "")

@@ -63,7 +63,7 @@ def classifier() -> Classifier:
 
     if not WEIGHTS.is_file():
         raise FileNotFoundError(f"no weights at {WEIGHTS}; run python -m flowlib.recipes.digits_classifier")
-    net = Classifier()
+    net = Classifier().float()  # whatever torch's default dtype is at the first call
     net.load_state_dict(load_file(WEIGHTS))
     return net.eval().requires_grad_(False)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from flowlib._checks import check_choice
 from flowlib.paths.gaussian import PREDICTIONS, GaussianPath, Prediction
+from flowlib.paths.retiming import Retiming, retime
 from flowlib.paths.schedules import EDM, VE, VP, Cosine, Linear, MeanReverting, Schedule
 
 __all__ = [
@@ -36,12 +37,14 @@ __all__ = [
     "Linear",
     "MeanReverting",
     "Prediction",
+    "Retiming",
     "Schedule",
     "by_name",
     "cosine",
     "edm",
     "linear",
     "mean_reverting",
+    "retime",
     "ve",
     "vp",
 ]

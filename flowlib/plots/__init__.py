@@ -4,6 +4,7 @@ Every function takes tensors or arrays, draws on `ax` (or a new one) and returns
 """
 
 from flowlib.plots.animation import Animation, animate
+from flowlib.plots.exploration import Explorer, explorer
 from flowlib.plots.figures import (
     COLORS,
     curves,
@@ -18,9 +19,11 @@ from flowlib.plots.figures import (
 __all__ = [
     "COLORS",
     "Animation",
+    "Explorer",
     "animate",
     "curves",
     "density",
+    "explorer",
     "image_grid",
     "scatter",
     "trajectories",

@@ -61,6 +61,14 @@ plots.animate(lambda figure, i: figure.add_subplot().plot([0, i]), 4, alt="A lin
 ```
 
 ```{code-cell} ipython3
+def draw(figure, choice):
+    figure.add_subplot().plot([0, int(choice["end"])])
+
+
+plots.explorer(draw, {"end": ["1", "2"], "name": ["a", "b"]}, alt="A line with a chosen end.")
+```
+
+```{code-cell} ipython3
 from flowlib import claims
 claims.check("paper/claim", [0.5, 0.7], "< 1", source="Thm 1")
 ```
@@ -124,6 +132,25 @@ def test_sample_page_is_alive(running, sample_site: Path) -> None:
         assert seen[0] != seen[1]
         page.wait_for_timeout(400)
         assert image.get_attribute("src") == seen[1]
+        assert report.console == []
+        assert report.requests == []
+
+
+def test_a_selector_changes_the_picture_only_where_the_picture_differs(running, sample_site: Path) -> None:
+    with browsing.opened(running, sample_site / "chapters" / "01-foundations" / "sample.html") as (page, report):
+        image, status = page.locator(".flow-explorer img"), page.locator(".flow-explorer output")
+        end, name = (page.get_by_label(label, exact=True) for label in ("end", "name"))
+        assert image.evaluate("image => image.naturalWidth") > 100
+        assert image.get_attribute("alt") == "A line with a chosen end. (1, a)"
+        first = image.get_attribute("src")
+        name.select_option("b")
+        assert image.get_attribute("src") == first
+        assert status.inner_text() == "picture 1 of 2"
+        end.focus()
+        page.keyboard.press("ArrowDown")  # without a mouse
+        assert image.get_attribute("src") != first
+        assert image.get_attribute("alt") == "A line with a chosen end. (2, b)"
+        assert status.inner_text() == "picture 2 of 2"
         assert report.console == []
         assert report.requests == []
 

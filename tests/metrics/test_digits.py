@@ -37,6 +37,16 @@ def test_features_are_deterministic_and_any_dtype_is_taken() -> None:
     assert metrics.digits is digits
 
 
+def test_classifier_is_single_precision_whatever_the_default_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+    digits.classifier.cache_clear()
+    try:
+        assert digits.features(data.digits.load("test").x[:2]).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+        digits.classifier.cache_clear()
+
+
 @pytest.mark.bad_input
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"x must have shape \[n, 1, 8, 8\]"):
