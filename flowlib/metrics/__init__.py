@@ -3,7 +3,6 @@ good generated digits are."""
 
 from flowlib.metrics import digits
 from flowlib.metrics.conservativity import (
-    HelmholtzSplit,
     circulation,
     helmholtz_fit,
     jacobian_asymmetry,
@@ -23,7 +22,6 @@ from flowlib.metrics.likelihood import bits_per_dim
 from flowlib.metrics.trajectories import path_length, straightness, transport_cost
 
 __all__ = [
-    "HelmholtzSplit",
     "bits_per_dim",
     "circulation",
     "digits",
