@@ -1,6 +1,15 @@
-"""How far two samples are apart, how straight a flow is, how likely data are, and how good generated digits are."""
+"""How far two samples are apart, how straight a flow is, whether a field is a gradient, how likely data are, and how
+good generated digits are."""
 
 from flowlib.metrics import digits
+from flowlib.metrics.conservativity import (
+    circulation,
+    helmholtz_fit,
+    jacobian_asymmetry,
+    jacobian_norms,
+    line_integral,
+    weighted_divergence,
+)
 from flowlib.metrics.distances import (
     energy_distance,
     frechet_distance,
@@ -14,9 +23,14 @@ from flowlib.metrics.trajectories import path_length, straightness, transport_co
 
 __all__ = [
     "bits_per_dim",
+    "circulation",
     "digits",
     "energy_distance",
     "frechet_distance",
+    "helmholtz_fit",
+    "jacobian_asymmetry",
+    "jacobian_norms",
+    "line_integral",
     "mmd",
     "path_length",
     "precision_recall",
@@ -24,4 +38,5 @@ __all__ = [
     "straightness",
     "transport_cost",
     "wasserstein2",
+    "weighted_divergence",
 ]

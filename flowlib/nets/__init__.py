@@ -7,6 +7,7 @@ from flowlib.nets.attention import SelfAttention
 from flowlib.nets.dit import DiT, DiTBlock
 from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding
 from flowlib.nets.mlp import MLP
+from flowlib.nets.potential import PotentialMLP
 from flowlib.nets.unet import UNet
 
-__all__ = ["MLP", "DiT", "DiTBlock", "LabelEmbedding", "SelfAttention", "TimeEmbedding", "UNet"]
+__all__ = ["MLP", "DiT", "DiTBlock", "LabelEmbedding", "PotentialMLP", "SelfAttention", "TimeEmbedding", "UNet"]
