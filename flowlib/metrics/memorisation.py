@@ -122,10 +122,12 @@ def copying_z(
     smaller = torch.searchsorted(ordered, ours)  # held-out distances strictly below each of ours
     not_larger = torch.searchsorted(ordered, ours, right=True)
     u = float((smaller + not_larger).double().sum()) / 2
-    groups = torch.cat([ours, theirs]).unique(return_counts=True)[1].double()
-    ties = float((groups**3 - groups).sum()) / ((n + m) * (n + m - 1))
-    variance = n * m / 12 * (n + m + 1 - ties)
-    return (u - n * m / 2) / variance**0.5 if len(groups) > 1 else 0.0
+    pooled = torch.cat([ours, theirs]).sort().values
+    group = torch.searchsorted(pooled, pooled, right=True) - torch.searchsorted(pooled, pooled)  # size of own group
+    ties = float((group**2 - 1).sum()) / ((n + m) * (n + m - 1))  # sum of c^3 - c over groups, point by point
+    if int(group[0]) == n + m:
+        return 0.0
+    return (u - n * m / 2) / (n * m / 12 * (n + m + 1 - ties)) ** 0.5
 
 
 def denoising_error(
