@@ -1,5 +1,6 @@
 """Whether a generator copies its training set: nearest neighbours, two tests of copying, and the error by time."""
 
+import math
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ def copying_z(
     ties = float((group**2 - 1).sum()) / ((n + m) * (n + m - 1))  # sum of c^3 - c over groups, point by point
     if int(group[0]) == n + m:
         return 0.0
-    return (u - n * m / 2) / (n * m / 12 * (n + m + 1 - ties)) ** 0.5
+    return (u - n * m / 2) / math.sqrt(n * m / 12 * (n + m + 1 - ties))
 
 
 def denoising_error(
