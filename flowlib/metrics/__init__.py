@@ -1,6 +1,8 @@
 """How far two samples are apart, how straight a flow is, whether a field is a gradient, how likely data are, and how
 good generated digits are."""
 
+"""How far samples are apart, how straight a flow is, how likely data are, what is copied, how good digits are."""
+
 from flowlib.metrics import digits
 from flowlib.metrics.conservativity import (
     circulation,
@@ -19,11 +21,14 @@ from flowlib.metrics.distances import (
     wasserstein2,
 )
 from flowlib.metrics.likelihood import bits_per_dim
+from flowlib.metrics.memorisation import copying_z, denoising_error, memorised_fraction, nearest_neighbours
 from flowlib.metrics.trajectories import path_length, straightness, transport_cost
 
 __all__ = [
     "bits_per_dim",
     "circulation",
+    "copying_z",
+    "denoising_error",
     "digits",
     "energy_distance",
     "frechet_distance",
@@ -31,7 +36,9 @@ __all__ = [
     "jacobian_asymmetry",
     "jacobian_norms",
     "line_integral",
+    "memorised_fraction",
     "mmd",
+    "nearest_neighbours",
     "path_length",
     "precision_recall",
     "sliced_wasserstein2",
