@@ -231,7 +231,8 @@ def _langevin_step(
         e = 2 * a**2 * (snr * norm_z / norm_s) ** 2
     else:
         e = torch.full_like(a, step_size)
-    return x + e * s + (2 * e).sqrt() * z
+    moved: Tensor = x + e * s + (2 * e).sqrt() * z
+    return moved
 
 
 def _check_langevin(field: Field, snr: float, step_size: float | None) -> None:
