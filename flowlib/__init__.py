@@ -21,6 +21,7 @@ _SUBMODULES = (
     "couplings",
     "objectives",
     "solvers",
+    "control",
     "training",
     "metrics",
     "plots",

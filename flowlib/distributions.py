@@ -131,6 +131,51 @@ class GaussianMixture:
             z = torch.einsum("nkd,kde->nke", z, self.eigenvectors)
         return torch.logsumexp(self._log_weights + normal_log_density(z, self.eigenvalues), 1)
 
+    def condition(self, A: Float[Tensor, "m d"], y: Float[Tensor, " m"], noise_std: float) -> "GaussianMixture":
+        r"""The law of $x$ given $y = Ax + \varepsilon$, $\varepsilon \sim \mathcal N(0, \rho^2 I)$: again a mixture.
+
+        With $S_k = A\Sigma_kA^\top + \rho^2I$ and the gain $K_k = \Sigma_kA^\top S_k^{-1}$, component $k$ has the mean
+        $\mu_k + K_k(y - A\mu_k)$, the covariance $(I - K_kA)\Sigma_k$ and a weight proportional to
+        $w_k\,\mathcal N(y; A\mu_k, S_k)$. Conditioning on coordinates is the case where $A$ holds rows of the identity.
+
+        Args:
+            A: The measurement's matrix, `[m, d]`.
+            y: What was measured, `[m]`.
+            noise_std: $\rho$, positive.
+
+        Returns:
+            The posterior, with full covariances.
+
+        Raises:
+            TypeError: If dtypes differ.
+            ValueError: If shapes or devices disagree, an entry is not finite, or `noise_std` is not positive.
+
+        Example:
+            >>> import torch
+            >>> prior = GaussianMixture(torch.zeros(1, 2), 1.0)
+            >>> posterior = prior.condition(torch.tensor([[1.0, 0.0]]), torch.tensor([2.0]), noise_std=1.0)
+            >>> bool(torch.allclose(posterior.mean, torch.tensor([1.0, 0.0])))
+            True
+        """
+        check_state("A", A, dim=self.dim)
+        check_same("A", A, "the mixture's means", self.means, shape=False)
+        check_state("y", y[None] if y.ndim == 1 else y, dim=A.shape[0])
+        check_same("y", y, "A", A[:, 0])
+        check_positive("noise_std", noise_std)
+        cross = self.covariances @ A.mT  # [K, d, m]
+        noise = noise_std**2 * torch.eye(A.shape[0], dtype=A.dtype, device=A.device)
+        root = torch.linalg.cholesky(A @ cross + noise)
+        gain = torch.cholesky_solve(cross.mT, root).mT
+        offset = y - self.means @ A.mT  # [K, m]
+        left = torch.eye(self.dim, dtype=A.dtype, device=A.device) - gain @ A
+        # Joseph's form of (I - KA) Sigma stays positive definite in floating point
+        covariances = left @ self.covariances @ left.mT + noise_std**2 * gain @ gain.mT
+        white = torch.linalg.solve_triangular(root, offset[..., None], upper=False)[..., 0]
+        log_evidence = -0.5 * white.square().sum(1) - root.diagonal(dim1=1, dim2=2).log().sum(1)
+        weights = torch.softmax(self._log_weights + log_evidence, 0)
+        weights = weights.clamp_min(torch.finfo(weights.dtype).tiny)  # far components underflow to zero
+        return GaussianMixture(self.means + torch.einsum("kdm,km->kd", gain, offset), covariances, weights)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GaussianMixture":
         """A copy on another device or of another floating-point type."""
         covariances = self.covariances if self.eigenvectors is not None else self.eigenvalues

@@ -92,9 +92,61 @@ def test_conversion_keeps_the_density() -> None:
         torch.testing.assert_close(single.log_prob(x.float()).double(), mixture.log_prob(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["full", "diagonal", "isotropic"])
+def test_posterior_equals_brute_force_conditioning(kind: str) -> None:
+    """log p(x) + log N(y; Ax, r^2) - log p(x | y) is one number, log p(y), whatever x."""
+    full = full_mixture(dim=3)
+    covariances = {
+        "full": full.covariances,
+        "diagonal": full.covariances.diagonal(dim1=1, dim2=2).contiguous(),
+        "isotropic": torch.tensor([0.3, 0.6, 1.2], dtype=torch.float64),
+    }[kind]
+    mixture = GaussianMixture(full.means, covariances, full.weights)
+    generator = torch.Generator().manual_seed(8)
+    A, y = torch.randn(2, 3, generator=generator).double(), torch.randn(2, generator=generator).double()
+    posterior = mixture.condition(A, y, noise_std=0.4)
+    x = 2 * torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    log_likelihood = stats.multivariate_normal(y.numpy(), 0.16 * np.eye(2)).logpdf((x @ A.T).numpy())
+    evidence = mixture.log_prob(x) + torch.from_numpy(log_likelihood) - posterior.log_prob(x)
+    expected = sum(
+        float(w) * stats.multivariate_normal((A @ m).numpy(), (A @ c @ A.T).numpy() + 0.16 * np.eye(2)).pdf(y.numpy())
+        for w, m, c in zip(mixture.weights, mixture.means, mixture.covariances, strict=True)
+    )
+    torch.testing.assert_close(evidence, torch.full_like(evidence, math.log(expected)), rtol=1e-9, atol=1e-9)
+
+
+def test_posterior_given_exact_coordinates_is_the_conditional_normal() -> None:
+    """Almost noise-free coordinates: mean and covariance by the Schur complement."""
+    root = torch.randn(4, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    mean, S = torch.arange(4.0, dtype=torch.float64), root @ root.T + 0.1 * torch.eye(4, dtype=torch.float64)
+    A, y = torch.eye(4, dtype=torch.float64)[:2], torch.tensor([1.0, -1.0], dtype=torch.float64)
+    posterior = GaussianMixture(mean[None], S[None]).condition(A, y, noise_std=1e-5)
+    gain = S[2:, :2] @ torch.linalg.inv(S[:2, :2])
+    torch.testing.assert_close(posterior.mean[2:], mean[2:] + gain @ (y - mean[:2]), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(posterior.mean[:2], y, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(posterior.covariance[2:, 2:], S[2:, 2:] - gain @ S[:2, 2:], rtol=1e-6, atol=1e-6)
+
+
+def test_posterior_forgets_components_that_cannot_explain_the_measurement() -> None:
+    far = GaussianMixture(torch.tensor([[-50.0, 0.0], [50.0, 0.0]]), 0.01)
+    posterior = far.condition(torch.tensor([[1.0, 0.0]]), torch.tensor([50.0]), noise_std=0.1)
+    torch.testing.assert_close(posterior.weights, torch.tensor([0.0, 1.0]), rtol=0, atol=1e-30)
+
+
 @pytest.mark.bad_input
 class TestBadInput:
     means = torch.zeros(2, 3)
+
+    def test_measurements(self) -> None:
+        mixture, y = GaussianMixture(self.means, 1.0), torch.zeros(1)
+        with pytest.raises(ValueError, match=r"A must have shape \[batch, 3\]"):
+            mixture.condition(torch.zeros(1, 2), y, 0.1)
+        with pytest.raises(ValueError, match=r"y must have shape"):
+            mixture.condition(torch.zeros(1, 3), torch.zeros(2), 0.1)
+        with pytest.raises(ValueError, match="noise_std must be positive"):
+            mixture.condition(torch.zeros(1, 3), y, 0.0)
+        with pytest.raises(TypeError, match="dtype"):
+            mixture.condition(torch.zeros(1, 3), y.double(), 0.1)
 
     @pytest.mark.parametrize(
         ("covariances", "error", "message"),

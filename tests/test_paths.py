@@ -16,6 +16,7 @@ PAIRS = list(itertools.permutations(paths.PREDICTIONS, 2))
 INNER = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
 DIFFUSIONS = {
     "vp": paths.vp(beta_min=0.3, beta_max=8.0),
+    "sub_vp": paths.sub_vp(beta_min=0.3, beta_max=8.0),
     "ve": paths.ve(sigma_min=0.05, sigma_max=10.0),
     "edm": paths.edm(sigma_min=0.02, sigma_max=20.0, rho=5.0),
     "mean_reverting": paths.mean_reverting(sigma_inf=0.3, theta_min=0.2, theta_max=4.0),
@@ -124,6 +125,19 @@ def test_vp_diffusion_is_beta() -> None:
     torch.testing.assert_close(g2, beta, rtol=1e-11, atol=0)
 
 
+def test_sub_vp_has_the_drift_of_vp_and_a_smaller_diffusion() -> None:
+    """g^2 = beta (1 - exp(-2B)); the variance is the square of the one of VP, hence never larger."""
+    f, g2 = paths.sub_vp().drift_diffusion(INNER)
+    r = 1 - INNER
+    beta, B = 0.1 + 19.9 * r, 0.1 * r + 9.95 * r**2
+    torch.testing.assert_close(f, -beta / 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(g2, -beta * torch.expm1(-2 * B), rtol=1e-10, atol=0)
+    sub_vp, vp = paths.sub_vp().schedule, paths.vp().schedule
+    torch.testing.assert_close(sub_vp.alpha(INNER), vp.alpha(INNER), rtol=0, atol=0)
+    torch.testing.assert_close(sub_vp.sigma(INNER), vp.sigma(INNER) ** 2, rtol=1e-12, atol=0)
+    assert (sub_vp.sigma(INNER) ** 2 <= vp.sigma(INNER) ** 2).all()
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_forward_diffusion_is_twice_sigma_squared_times_the_rate_of_half_log_snr(name: str) -> None:
     """g^2 = 2 sigma^2 d(log alpha/sigma)/dt: an independent route to the same coefficient."""
@@ -181,6 +195,7 @@ SINGULAR = {
     "cosine": ({"sv", "sd", "nv", "nd"}, {"vs", "dv", "ds", "dn", "ns"}),
     "vp": (set(), {"dv", "ds", "dn", "nv", "ns"}),
     "mean_reverting": (set(), {"dv", "ds", "dn", "nv", "ns"}),
+    "sub_vp": (set(), {"vs", "dv", "ds", "dn", "ns"}),
     "ve": (set(), set()),
     "edm": (set(), set()),
 }
@@ -328,6 +343,7 @@ class TestBadInput:
         "make",
         [
             lambda: paths.vp(beta_min=0.0),
+            lambda: paths.sub_vp(beta_min=3.0, beta_max=2.0),
             lambda: paths.ve(sigma_min=2.0, sigma_max=1.0),
             lambda: paths.edm(rho=0.5),
             lambda: paths.mean_reverting(sigma_inf=-1.0),

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from flowlib._checks import check_choice
 from flowlib.paths.gaussian import PREDICTIONS, GaussianPath, Prediction
+from flowlib.paths.relaxing import VP, MeanReverting, SubVP
 from flowlib.paths.retiming import Retiming, retime
 from flowlib.paths.schedules import EDM, VE, VP, Cosine, Linear, MeanReverting, Schedule
 
@@ -39,12 +40,14 @@ __all__ = [
     "Prediction",
     "Retiming",
     "Schedule",
+    "SubVP",
     "by_name",
     "cosine",
     "edm",
     "linear",
     "mean_reverting",
     "retime",
+    "sub_vp",
     "ve",
     "vp",
 ]
@@ -63,6 +66,11 @@ def cosine() -> GaussianPath:
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> GaussianPath:
     """The variance-preserving path of DDPM and Score-SDE; see `VP`."""
     return GaussianPath(VP(beta_min, beta_max))
+
+
+def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> GaussianPath:
+    """The sub-variance-preserving path of Score-SDE; see `SubVP`."""
+    return GaussianPath(SubVP(beta_min, beta_max))
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> GaussianPath:
@@ -91,6 +99,7 @@ SCHEDULES = {
     "linear": linear,
     "cosine": cosine,
     "vp": vp,
+    "sub_vp": sub_vp,
     "ve": ve,
     "edm": edm,
     "mean_reverting": mean_reverting,

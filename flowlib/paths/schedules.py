@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["EDM", "VE", "VP", "Cosine", "Linear", "MeanReverting", "Schedule"]
+__all__ = ["EDM", "VE", "Cosine", "Linear", "Schedule"]
 
 
 class Schedule(ABC):
@@ -112,123 +112,6 @@ class Cosine(Schedule):
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return 2 / math.pi * torch.atan(torch.exp(log_snr / 2))
-
-
-class _OrnsteinUhlenbeck(Schedule):
-    r"""Relaxation to a stationary law: $\alpha = e^{-\Theta(r)}$, $\sigma^2 = s^2(1 - \alpha^2)$, $r = 1 - t$.
-
-    The rate is linear, $\theta(r) = \theta_{\min} + (\theta_{\max} - \theta_{\min}) r$, and
-    $\Theta(r) = \int_0^r \theta$. Near $r = 0$ the variance grows like $r$, so $\dot\sigma$ is infinite there.
-    """
-
-    smooth_sigma: ClassVar[bool] = False
-
-    @abstractmethod
-    def _rates(self) -> tuple[float, float, float]:
-        """The two ends of the rate and the stationary deviation."""
-
-    def _integral(self, t: Tensor) -> Tensor:
-        low, high, _ = self._rates()
-        r = 1 - t
-        return low * r + (high - low) / 2 * r**2
-
-    def _rate(self, t: Tensor) -> Tensor:
-        low, high, _ = self._rates()
-        return low + (high - low) * (1 - t)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(-self._integral(t))
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return self._rates()[2] * torch.sqrt(-torch.expm1(-2 * self._integral(t)))
-
-    def alpha_dot(self, t: Tensor) -> Tensor:
-        return self._rate(t) * self.alpha(t)
-
-    def sigma_dot(self, t: Tensor) -> Tensor:
-        return self.variance_dot(t) / (2 * self.sigma(t))
-
-    def variance_dot(self, t: Tensor) -> Tensor:
-        return -2 * self._rates()[2] ** 2 * self._rate(t) * torch.exp(-2 * self._integral(t))
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        return -torch.log(torch.expm1(2 * self._integral(t))) - 2 * math.log(self._rates()[2])
-
-    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        low, high, stationary = self._rates()
-        # Theta = log(1 + exp(-log_snr) / s^2) / 2, then the positive root of its quadratic in r
-        integral = torch.nn.functional.softplus(-log_snr - 2 * math.log(stationary)) / 2
-        return 1 - 2 * integral / (low + torch.sqrt(low**2 + 2 * (high - low) * integral))
-
-
-@dataclass(frozen=True)
-class VP(_OrnsteinUhlenbeck):
-    r"""Variance preserving with linear $\beta$: $\alpha = e^{-B/2}$, $\sigma^2 = 1 - e^{-B}$ (Song et al., 2021).
-
-    $B(r) = \beta_{\min} r + \tfrac12(\beta_{\max} - \beta_{\min}) r^2$ with $r = 1 - t$.
-
-    Args:
-        beta_min: $\beta$ at the data end, positive.
-        beta_max: $\beta$ at the noise end, at least `beta_min`.
-
-    Raises:
-        ValueError: If not $0 < \beta_{\min} \le \beta_{\max}$.
-
-    Example:
-        >>> import torch
-        >>> VP().alpha(torch.tensor([0.0, 1.0]))
-        tensor([0.0066, 1.0000])
-    """
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max:
-            raise ValueError(f"need 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
-
-    def _rates(self) -> tuple[float, float, float]:
-        return self.beta_min / 2, self.beta_max / 2, 1.0
-
-
-@dataclass(frozen=True)
-class MeanReverting(_OrnsteinUhlenbeck):
-    r"""Ornstein-Uhlenbeck relaxation to a centre $\mu$: $\mathrm dx = \theta(\mu - x)\mathrm dr + g\,\mathrm dW$.
-
-    $g^2 = 2 \sigma_\infty^2 \theta$, so the stationary law is $\mathcal N(\mu, \sigma_\infty^2 I)$. The centre
-    belongs to the path (`mean_reverting`); in $y = x - \mu$ this is a scaled variance-preserving schedule.
-    The default rates end at $\alpha_0 = e^{-5.3} \approx 0.005$ (Luo et al., 2023, use the same end value).
-
-    Args:
-        sigma_inf: Stationary standard deviation $\sigma_\infty$, positive.
-        theta_min: Rate at the data end, positive.
-        theta_max: Rate at the noise end, at least `theta_min`.
-
-    Raises:
-        ValueError: If a parameter is out of range.
-
-    Example:
-        >>> import torch
-        >>> MeanReverting(sigma_inf=0.2).sigma(torch.tensor([0.0, 1.0]))
-        tensor([0.2000, 0.0000])
-    """
-
-    sigma_inf: float = 1.0
-    theta_min: float = 0.05
-    theta_max: float = 10.55
-
-    def __post_init__(self) -> None:
-        if not 0 < self.theta_min <= self.theta_max:
-            raise ValueError(f"need 0 < theta_min <= theta_max, got {self.theta_min} and {self.theta_max}")
-        if not self.sigma_inf > 0:
-            raise ValueError(f"sigma_inf must be positive, got {self.sigma_inf}")
-
-    @property
-    def prior_std(self) -> float:
-        return self.sigma_inf
-
-    def _rates(self) -> tuple[float, float, float]:
-        return self.theta_min, self.theta_max, self.sigma_inf
 
 
 class _Exploding(Schedule):

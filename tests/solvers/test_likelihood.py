@@ -47,6 +47,35 @@ def test_vp_needs_its_exact_prior_for_the_last_digits() -> None:
     assert float((exact - truth).abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["vp", "sub_vp", "ve"])
+def test_adaptive_likelihood_of_diffusion_paths_is_the_density(name: str) -> None:
+    """With the exact p_0 as prior; VE ends at p_1 = data smoothed by sigma_min, which is its density there."""
+    path = paths.ve(0.05, 20.0) if name == "ve" else paths.by_name(name)
+    field = MixtureField(mixture(), path)
+    x = mixture().sample(20, generator=torch.Generator().manual_seed(2))
+    times = torch.tensor([0.0, 1.0 if name == "ve" else 0.99999], dtype=torch.float64)
+
+    class Exact:
+        def log_prob(self, y: torch.Tensor) -> torch.Tensor:
+            return field.log_prob(y, 0.0)
+
+    log_prob, _ = solvers.log_likelihood(field, x, times=times, method="adaptive", prior=Exact(), rtol=1e-7, atol=1e-7)
+    truth = field.log_prob(x, times[-1])
+    assert float((log_prob - truth).abs().max()) < 1e-4
+    if name != "ve":
+        assert float((truth - mixture().log_prob(x)).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["vp", "sub_vp"])
+def test_encoding_and_decoding_return_the_data(name: str) -> None:
+    field = MixtureField(mixture(), paths.by_name(name))
+    x = mixture().sample(20, generator=torch.Generator().manual_seed(2))
+    times = torch.tensor([0.0, 0.999], dtype=torch.float64)
+    tight = {"times": times, "method": "adaptive", "rtol": 1e-9, "atol": 1e-9}
+    code = solvers.invert(field, x, **tight).end
+    assert float((solvers.ode(field, code, **tight).end - x).abs().max()) < 1e-5
+
+
 def test_hutchinson_trace_is_unbiased() -> None:
     field = MixtureField(mixture(), paths.linear())
     x = mixture().sample(5, generator=torch.Generator().manual_seed(3))

@@ -32,7 +32,7 @@ def test_every_noise_level_has_the_same_law(method: str, eta) -> None:
     assert abs(float((x**2).mean() - second)) < 4 * float((x**2).std()) / math.sqrt(n) + 0.003
 
 
-@pytest.mark.parametrize("name", ["vp", "ve", "cosine", "mean_reverting"])
+@pytest.mark.parametrize("name", ["vp", "sub_vp", "ve", "cosine", "mean_reverting"])
 def test_reverse_sde_reaches_the_data(name: str) -> None:
     n, path = 20_000, paths.ve(0.02, 10.0) if name == "ve" else paths.by_name(name)
     field = MixtureField(mixture(), path)

@@ -1,0 +1,5 @@
+"""Control: fields and solver callbacks that steer samples towards a condition."""
+
+from flowlib.control.conditioning import conditioned, replacement
+
+__all__ = ["conditioned", "replacement"]
