@@ -25,7 +25,7 @@ from flowlib._checks import check_choice
 from flowlib.paths.gaussian import PREDICTIONS, GaussianPath, Prediction
 from flowlib.paths.relaxing import VP, MeanReverting, SubVP
 from flowlib.paths.retiming import Retiming, retime
-from flowlib.paths.schedules import EDM, VE, VP, Cosine, Linear, MeanReverting, Schedule
+from flowlib.paths.schedules import EDM, VE, Cosine, Linear, Schedule
 
 __all__ = [
     "EDM",
