@@ -2,10 +2,11 @@ r"""Fields: one object that answers velocity, score, data and noise at any $(x, 
 
 A `Field` implements one prediction; its path gives the other three (`flowlib.paths`). `NetworkField` wraps a
 network, `FunctionField` a plain function, and `MixtureField` is exact: the closed-form field of a Gaussian mixture
-or of a finite data set.
+or of a finite data set. `GaussianField` is one Gaussian of any rank, with its flow map.
 """
 
 from flowlib.fields.base import Field, FunctionField, NetworkField, StateFunction
+from flowlib.fields.gaussian import GaussianField
 from flowlib.fields.mixture import MixtureField
 
-__all__ = ["Field", "FunctionField", "MixtureField", "NetworkField", "StateFunction"]
+__all__ = ["Field", "FunctionField", "GaussianField", "MixtureField", "NetworkField", "StateFunction"]

@@ -10,16 +10,24 @@ from flowlib.metrics.distances import (
     wasserstein2,
 )
 from flowlib.metrics.likelihood import bits_per_dim
-from flowlib.metrics.trajectories import path_length, straightness, transport_cost
+from flowlib.metrics.trajectories import (
+    explained_variance,
+    path_length,
+    principal_fractions,
+    straightness,
+    transport_cost,
+)
 
 __all__ = [
     "bits_per_dim",
     "digits",
     "energy_distance",
+    "explained_variance",
     "frechet_distance",
     "mmd",
     "path_length",
     "precision_recall",
+    "principal_fractions",
     "sliced_wasserstein2",
     "straightness",
     "transport_cost",

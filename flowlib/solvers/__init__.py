@@ -1,5 +1,6 @@
 """Solvers: they own the step loop and count function evaluations; fields know nothing of them."""
 
+from flowlib.solvers.late import perturb, teleport
 from flowlib.solvers.likelihood import divergence, log_likelihood
 from flowlib.solvers.ode import METHODS, invert, ode
 from flowlib.solvers.sde import SDE_METHODS, eta_squared, sde
@@ -14,6 +15,8 @@ __all__ = [
     "invert",
     "log_likelihood",
     "ode",
+    "perturb",
     "sde",
+    "teleport",
     "time_grid",
 ]
