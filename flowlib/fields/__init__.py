@@ -4,9 +4,11 @@ A `Field` implements one prediction; its path gives the other three (`flowlib.pa
 network, `FunctionField` a plain function, and `MixtureField` is exact: the closed-form field of a Gaussian mixture
 or of a finite data set. `RetimedField` is a composition: a field of one path, used on another.
 or of a finite data set. `PerturbedField` adds a known error to a velocity, for example a `swirl` that no density sees.
+or of a finite data set. `GaussianField` is one Gaussian of any rank, with its flow map.
 """
 
 from flowlib.fields.base import Field, FunctionField, NetworkField, StateFunction
+from flowlib.fields.gaussian import GaussianField
 from flowlib.fields.mixture import MixtureField
 from flowlib.fields.retimed import RetimedField
 
@@ -14,3 +16,4 @@ __all__ = ["Field", "FunctionField", "MixtureField", "NetworkField", "RetimedFie
 from flowlib.fields.perturbed import PerturbedField, swirl
 
 __all__ = ["Field", "FunctionField", "MixtureField", "NetworkField", "PerturbedField", "StateFunction", "swirl"]
+__all__ = ["Field", "FunctionField", "GaussianField", "MixtureField", "NetworkField", "StateFunction"]

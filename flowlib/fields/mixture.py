@@ -10,7 +10,7 @@ from torch import Tensor
 from flowlib._checks import batch_time, check_choice, check_same, check_state, check_unit_interval
 from flowlib.distributions import Empirical, GaussianMixture, normal_log_density
 from flowlib.fields.base import Field, StateFunction
-from flowlib.paths import PREDICTIONS, GaussianPath, Prediction
+from flowlib.paths import PREDICTIONS, GaussianPath, Prediction, Schedule
 
 __all__ = ["MixtureField"]
 
@@ -164,7 +164,7 @@ class MixtureField(Field):
     def _predict(self, kind: Prediction, x: Tensor, t: Tensor) -> Tensor:
         log_joint, spectra, offsets = self._components(x, t)
         weights = torch.softmax(log_joint, 1)
-        mean_factor, gains = self._gains(kind, t, spectra)
+        mean_factor, gains = posterior_gains(kind, self.path.schedule, t.reshape(-1, 1, 1), self._variances, spectra)
         if offsets is None:
             # isotropic: sum_k r_k [f m_k + g_k (y - alpha m_k)], two matrix products
             alpha = self.path.schedule.alpha(t).reshape(-1, 1)
@@ -181,23 +181,35 @@ class MixtureField(Field):
             out = out + self._center
         return out.reshape(x.shape)
 
-    def _gains(self, kind: Prediction, t: Tensor, spectra: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors f, g with `E[target | x, k] = f mu_k + g (x - alpha mu_k)`, g along the covariance's axes."""
-        schedule = self.path.schedule
-        alpha = schedule.alpha(t).reshape(-1, 1, 1)
-        if kind == "data":
-            return torch.ones_like(alpha), alpha * self._variances / spectra
-        if kind == "score":
-            return torch.zeros_like(alpha), -1 / spectra
-        if kind == "noise":
-            return torch.zeros_like(alpha), schedule.sigma(t).reshape(-1, 1, 1) / spectra
-        alpha_dot = schedule.alpha_dot(t).reshape(-1, 1, 1)
-        half_variance_dot = schedule.variance_dot(t).reshape(-1, 1, 1) / 2
-        return alpha_dot, (alpha * alpha_dot * self._variances + half_variance_dot) / spectra
-
     @property
     def _isotropic(self) -> bool:
         return self._basis is None and self._variances.shape[1] == 1
+
+
+def posterior_gains(
+    kind: Prediction, schedule: Schedule, t: Tensor, variances: Tensor, spectrum: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Factors f, g with `E[target | x] = f mu + g (x - alpha mu)` for a Gaussian, g along the covariance's axes.
+
+    Args:
+        kind: The prediction.
+        schedule: The schedule.
+        t: Times, with axes that broadcast against `variances`.
+        variances: Eigenvalues of the covariance.
+        spectrum: $\alpha^2\lambda + \sigma^2$, which every caller has at hand.
+
+    Returns:
+        The two factors; g is infinite or NaN where the spectrum vanishes.
+    """
+    alpha = schedule.alpha(t)
+    if kind == "data":
+        return torch.ones_like(alpha), alpha * variances / spectrum
+    if kind == "score":
+        return torch.zeros_like(alpha), -1 / spectrum
+    if kind == "noise":
+        return torch.zeros_like(alpha), schedule.sigma(t) / spectrum
+    alpha_dot = schedule.alpha_dot(t)
+    return alpha_dot, (alpha * alpha_dot * variances + schedule.variance_dot(t) / 2) / spectrum
 
 
 _DENSE_ENTRIES = 5_000_000

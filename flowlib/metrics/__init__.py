@@ -19,7 +19,13 @@ from flowlib.metrics.distances import (
 )
 from flowlib.metrics.likelihood import bits_per_dim
 from flowlib.metrics.memorisation import copying_z, denoising_error, memorised_fraction, nearest_neighbours
-from flowlib.metrics.trajectories import path_length, straightness, transport_cost
+from flowlib.metrics.trajectories import (
+    explained_variance,
+    path_length,
+    principal_fractions,
+    straightness,
+    transport_cost,
+)
 
 __all__ = [
     "bits_per_dim",
@@ -28,6 +34,7 @@ __all__ = [
     "denoising_error",
     "digits",
     "energy_distance",
+    "explained_variance",
     "frechet_distance",
     "helmholtz_fit",
     "jacobian_asymmetry",
@@ -38,6 +45,7 @@ __all__ = [
     "nearest_neighbours",
     "path_length",
     "precision_recall",
+    "principal_fractions",
     "sliced_wasserstein2",
     "straightness",
     "transport_cost",

@@ -1,12 +1,13 @@
-"""How far and how straight a flow moves its points."""
+"""How far and how straight a flow moves its points, in how many dimensions, and how well a theory predicts it."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowlib._checks import check_same, check_state
+from flowlib._checks import check_positive, check_same, check_state
 from flowlib.solvers import Trajectory
 
-__all__ = ["path_length", "straightness", "transport_cost"]
+__all__ = ["explained_variance", "path_length", "principal_fractions", "straightness", "transport_cost"]
 
 
 def straightness(trajectory: Trajectory) -> float:
@@ -82,6 +83,67 @@ def transport_cost(x0: Float[Tensor, "batch *event"], x1: Float[Tensor, "batch *
     check_state("x0", x0)
     check_same("x0", x0, "x1", x1)
     return float((x1 - x0).detach().double().flatten(1).norm(dim=1).pow(power).mean())
+
+
+def explained_variance(
+    states: Float[Tensor, "times batch *event"], predicted: Float[Tensor, "times batch *event"]
+) -> Float[Tensor, " times"]:
+    r"""$1 - E\|x_t - \tilde x_t\|^2/E\|x_t - E x_t\|^2$ at each time: the share of variance explained.
+
+    Args:
+        states: What happened, as `Trajectory.states`.
+        predicted: What was predicted for the same samples at the same times.
+
+    Returns:
+        At most one, and one where the prediction is exact; negative where the mean of the cloud predicts better.
+
+    Raises:
+        TypeError: If dtypes differ.
+        ValueError: If shapes differ or the batch has one sample.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[[0.0], [2.0]], [[0.0], [4.0]]])
+        >>> explained_variance(x, x[:1].expand(2, 2, 1))
+        tensor([1.0000, 0.5000])
+    """
+    check_state("states", states)
+    check_same("states", states, "predicted", predicted)
+    if states.ndim < 3 or states.shape[1] < 2:
+        raise ValueError(f"states must have shape [times, batch >= 2, *event], got {list(states.shape)}")
+    x = states.detach().flatten(2)
+    error = (x - predicted.detach().flatten(2)).square().sum((1, 2))
+    return 1 - error / (x - x.mean(1, keepdim=True)).square().sum((1, 2))
+
+
+def principal_fractions(trajectory: Trajectory, *, components: int = 2) -> Float[Tensor, "batch components"]:
+    """Principal components of each trajectory: the share of its variance over time in the first one, two, ... of them.
+
+    The states kept along one trajectory are the sample, with equal weights. Two components hold everything if and only
+    if the trajectory stays in a plane.
+
+    Args:
+        trajectory: A trajectory with all states kept.
+        components: How many.
+
+    Returns:
+        Cumulative shares, increasing to at most one.
+
+    Raises:
+        ValueError: If only the two ends were kept, or `components` is not positive.
+
+    Example:
+        >>> import torch
+        >>> line = torch.linspace(0, 1, 5)
+        >>> principal_fractions(Trajectory(line, line[:, None, None] * torch.ones(5, 3, 2), nfe=4), components=1)[0]
+        tensor([1.])
+    """
+    check_positive("components", components, integer=True)
+    states, _ = _states(trajectory)
+    curves = states.transpose(0, 1)  # [batch, times, d]
+    squares = torch.linalg.svdvals(curves - curves.mean(1, keepdim=True)).square()
+    shares: Tensor = squares.cumsum(1) / squares.sum(1, keepdim=True)
+    return shares[:, :components].to(trajectory.states.dtype)
 
 
 def _states(trajectory: Trajectory) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Solvers: they own the step loop and count function evaluations; fields know nothing of them."""
 
 from flowlib.solvers.ancestral import ancestral
+from flowlib.solvers.late import perturb, teleport
 from flowlib.solvers.likelihood import divergence, log_likelihood
 from flowlib.solvers.ode import METHODS, invert, ode
 from flowlib.solvers.predictor_corrector import PREDICTORS, langevin, predictor_corrector
@@ -19,7 +20,9 @@ __all__ = [
     "langevin",
     "log_likelihood",
     "ode",
+    "perturb",
     "predictor_corrector",
     "sde",
+    "teleport",
     "time_grid",
 ]

@@ -50,3 +50,33 @@ def test_bad_input() -> None:
         metrics.straightness(ends)
     with pytest.raises(ValueError, match="same shape"):
         metrics.transport_cost(torch.zeros(2, 2), torch.zeros(3, 2))
+
+
+def test_explained_variance_of_a_shifted_and_of_a_scaled_prediction() -> None:
+    x = torch.randn(3, 50, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    variance = (x - x.mean(1, keepdim=True)).square().sum((2, 3)).mean(1)
+    torch.testing.assert_close(metrics.explained_variance(x, x), torch.ones(3).double())
+    torch.testing.assert_close(metrics.explained_variance(x, x + 0.1), 1 - 4 * 0.01 / variance)
+    mean = x.mean(1, keepdim=True).expand_as(x)
+    torch.testing.assert_close(metrics.explained_variance(x, mean), torch.zeros(3).double(), rtol=0, atol=1e-14)
+
+
+def test_principal_fractions_of_an_ellipse_and_of_a_line() -> None:
+    angle = torch.linspace(0, 2 * math.pi, 101, dtype=torch.float64)[:-1]
+    plane = torch.linalg.qr(torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64))[0]
+    ellipse = torch.stack([2 * angle.cos(), angle.sin()], 1) @ plane.mT
+    line = angle[:, None] * torch.ones(5, dtype=torch.float64)
+    trajectory = solvers.Trajectory(angle / 7, torch.stack([ellipse, line], 1), nfe=0)
+    expected = torch.tensor([[0.8, 1.0, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(metrics.principal_fractions(trajectory, components=3), expected)
+
+
+@pytest.mark.bad_input
+def test_bad_input_of_predictions() -> None:
+    with pytest.raises(ValueError, match="same shape"):
+        metrics.explained_variance(torch.zeros(2, 3, 1), torch.zeros(2, 4, 1))
+    with pytest.raises(ValueError, match="batch >= 2"):
+        metrics.explained_variance(torch.zeros(2, 1, 1), torch.zeros(2, 1, 1))
+    ends = solvers.ode(lambda x, t: x, torch.zeros(2, 2), steps=5, keep=False)
+    with pytest.raises(ValueError, match="holds only its ends"):
+        metrics.principal_fractions(ends)
