@@ -103,10 +103,10 @@ class SemiDiscrete:
             0
         """
         check_positive("n", n, integer=True)
-        count = torch.zeros_like(self.weights)
+        count = torch.zeros_like(self.weights, dtype=torch.long)  # exact, also beyond the integers of float32
         for size in _chunks(n):
             count += torch.bincount(self.assign(source(size, generator=generator)), minlength=len(count))
-        return CellMasses(count / n, self.weights, n)
+        return CellMasses((count.double() / n).to(self.weights), self.weights, n)
 
     def _best(self, z: Tensor, block: int | None) -> tuple[Tensor, Tensor]:
         check_state("z", z)

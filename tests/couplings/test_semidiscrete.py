@@ -77,8 +77,8 @@ def test_solver_meets_the_floor_of_its_sample(dim: int, gain: float) -> None:
     atoms = 50 + 20 * torch.randn(100, dim, generator=seeded(5), dtype=torch.float64)
     errors = []
     for newton in (0, 40):
-        ot = couplings.solve_semi_discrete(source, atoms, steps=150, newton=newton, generator=seeded(6))
-        certificate = ot.cell_masses(source, 1_000_000, generator=seeded(7))
+        ot = couplings.solve_semi_discrete(source, atoms, steps=100, newton=newton, generator=seeded(6))
+        certificate = ot.cell_masses(source, 500_000, generator=seeded(7))
         errors.append(certificate.total_variation)
     assert errors[1] < gain * errors[0]
     assert errors[1] < 1.5 * certificate.noise
