@@ -6,17 +6,33 @@ trajectories straighter.
 """
 
 from flowlib.couplings.costs import squared_distances
-from flowlib.couplings.entropic import sinkhorn, sinkhorn_plan
+from flowlib.couplings.entropic import (
+    EntropicPlan,
+    sinkhorn,
+    sinkhorn_cost_potentials,
+    sinkhorn_plan,
+    sinkhorn_potentials,
+)
 from flowlib.couplings.exact import assignment, exact_ot
+from flowlib.couplings.gaussian import bures_wasserstein2, gaussian_map
 from flowlib.couplings.pairs import Coupling, Pairs, independent
+from flowlib.couplings.semidiscrete import CellMasses, SemiDiscrete, solve_semi_discrete
 
 __all__ = [
+    "CellMasses",
     "Coupling",
+    "EntropicPlan",
     "Pairs",
+    "SemiDiscrete",
     "assignment",
+    "bures_wasserstein2",
     "exact_ot",
+    "gaussian_map",
     "independent",
     "sinkhorn",
+    "sinkhorn_cost_potentials",
     "sinkhorn_plan",
+    "sinkhorn_potentials",
+    "solve_semi_discrete",
     "squared_distances",
 ]
