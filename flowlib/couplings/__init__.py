@@ -2,7 +2,7 @@ r"""Couplings: which noise sample is paired with which data sample inside a batc
 
 A coupling is a function `(x0, x1, *, generator=None) -> Pairs`. Any joint law with the right marginals trains the
 same marginals (Liu et al., 2023; Tong et al., 2024); a better pairing makes the target less noisy and the
-trajectories straighter.
+trajectories straighter. `generate_pairs` makes a `PairStore` of pairs that a flow connects, for reflow.
 """
 
 from flowlib.couplings.costs import squared_distances
@@ -16,19 +16,23 @@ from flowlib.couplings.entropic import (
 from flowlib.couplings.exact import assignment, exact_ot
 from flowlib.couplings.gaussian import bures_wasserstein2, gaussian_map
 from flowlib.couplings.pairs import Coupling, Pairs, independent
+from flowlib.couplings.reflow import PairStore, generate_pairs, open_pairs
 from flowlib.couplings.semidiscrete import CellMasses, SemiDiscrete, solve_semi_discrete
 
 __all__ = [
     "CellMasses",
     "Coupling",
     "EntropicPlan",
+    "PairStore",
     "Pairs",
     "SemiDiscrete",
     "assignment",
     "bures_wasserstein2",
     "exact_ot",
     "gaussian_map",
+    "generate_pairs",
     "independent",
+    "open_pairs",
     "sinkhorn",
     "sinkhorn_cost_potentials",
     "sinkhorn_plan",

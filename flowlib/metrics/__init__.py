@@ -31,6 +31,7 @@ __all__ = [
     "bits_per_dim",
     "circulation",
     "copying_z",
+    "crossing_energy",
     "denoising_error",
     "digits",
     "energy_distance",

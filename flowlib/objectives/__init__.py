@@ -5,14 +5,9 @@
 variational bounds measure a field on data, in nats.
 """
 
+from flowlib.objectives.distillation import distillation, lattice
 from flowlib.objectives.flow_matching import Loss, flow_matching, loss_weight
-from flowlib.objectives.score_matching import (
-    denoising,
-    denoising_score_matching,
-    explicit,
-    implicit,
-    sliced,
-)
+from flowlib.objectives.score_matching import denoising, denoising_score_matching, explicit, implicit, sliced
 from flowlib.objectives.times import Times, TimeSampler, importance, logit_normal, low_discrepancy, uniform
 from flowlib.objectives.variational import (
     Bound,
@@ -33,12 +28,14 @@ __all__ = [
     "denoising",
     "denoising_score_matching",
     "discrete_bound",
+    "distillation",
     "explicit",
     "flow_matching",
     "gaussian_decoder",
     "grey_level_decoder",
     "implicit",
     "importance",
+    "lattice",
     "logit_normal",
     "loss_weight",
     "low_discrepancy",
