@@ -1,7 +1,4 @@
-"""How far two samples are apart, how straight a flow is, whether a field is a gradient, how likely data are, and how
-good generated digits are."""
-
-"""How far samples are apart, how straight a flow is, how likely data are, what is copied, how good digits are."""
+"""How far samples are apart, how flows and fields behave, how likely data are, what is copied, how good digits are."""
 
 from flowlib.metrics import digits
 from flowlib.metrics.conservativity import (
