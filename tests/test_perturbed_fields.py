@@ -53,6 +53,15 @@ def test_varying_swirl_of_a_constant_matrix_is_the_constant_swirl() -> None:
     torch.testing.assert_close(swirl(score, fixed)(x, t), swirl(score, TURN)(x, t))
 
 
+def test_a_matrix_of_the_time_alone_needs_no_slopes() -> None:
+    score, x, t = exact().function("score"), states(), torch.tensor(0.5).double()
+    r = swirl(score, lambda x, t: (t * TURN).expand(x.shape[0], 2, 2))
+    torch.testing.assert_close(r(x, t), 0.5 * swirl(score, TURN)(x, t))
+    with torch.no_grad():
+        torch.testing.assert_close(r(x, t), 0.5 * score(x, t) @ TURN.T)
+    assert float(metrics.weighted_divergence(r, score, x, 0.5).abs().max()) < 1e-10
+
+
 def test_swirl_in_three_dimensions_and_under_no_grad() -> None:
     def A(x: Tensor, t: Tensor) -> Tensor:
         full = torch.einsum("bi,ijk->bjk", x.sin(), torch.arange(27.0, dtype=x.dtype).reshape(3, 3, 3).cos())
@@ -148,5 +157,9 @@ def test_bad_input() -> None:
     t = torch.tensor(0.5).double()
     with pytest.raises(ValueError, match="A must be antisymmetric"):
         swirl(score, lambda x, t: x[:, :, None] * x[:, None, :])(states(), t)
+    with pytest.raises(ValueError, match=r"perturbation\(x, t\) and x must have the same shape"):
+        PerturbedField(exact(), lambda x, t: torch.ones(2).double()).velocity(states(), 0.5)
+    with pytest.raises(TypeError, match=r"perturbation\(x, t\) and x must have the same dtype"):
+        PerturbedField(exact(), lambda x, t: x.float()).velocity(states(), 0.5)
     with pytest.raises(ValueError, match=r"A\(x, t\) must have shape"):
         swirl(score, lambda x, t: x)(states(), t)

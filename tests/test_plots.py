@@ -1,5 +1,6 @@
 """Figures draw what they are given, refuse what they cannot draw, and animations carry everything they need."""
 
+import base64
 import re
 
 import pytest
@@ -107,6 +108,23 @@ def test_explorer_stores_equal_pictures_once_and_finds_each() -> None:
     assert page.count("iVBOR") == 2
     assert page.count("<select") == 2
     assert page.count("<option>") == 5
+    assert plt.get_fignums() == []
+
+
+def test_explorer_shows_its_first_picture_without_scripts() -> None:
+    made = plots.explorer(_end, {"end": ["1", "2"]}, alt="a line", dpi=20)
+    before_script = made._repr_html_().partition("<script>")[0]
+    assert base64.b64encode(made.images[0]).decode() in before_script
+
+
+def test_a_figure_is_closed_when_drawing_fails() -> None:
+    def fails(figure, choice) -> None:
+        raise RuntimeError("no picture")
+
+    with pytest.raises(RuntimeError, match="no picture"):
+        plots.explorer(fails, {"end": ["1"]}, alt="a line")
+    with pytest.raises(RuntimeError, match="no picture"):
+        plots.animate(fails, 2, alt="a line")
     assert plt.get_fignums() == []
 
 

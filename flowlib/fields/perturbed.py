@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowlib._checks import check_same
 from flowlib.fields.base import Field, StateFunction
 from flowlib.paths import Prediction
 
@@ -22,7 +23,8 @@ class PerturbedField(Field):
 
     Args:
         field: The field that is perturbed.
-        perturbation: $r$, a function `(x, t)` to vectors shaped like `x`. It gets no conditions.
+        perturbation: $r$, a function `(x, t)` to vectors shaped like `x`. It gets no conditions. Other shapes are
+            refused with a `ValueError`, other dtypes with a `TypeError`, when the field is evaluated.
 
     Example:
         >>> from flowlib import data, fields, paths
@@ -43,7 +45,9 @@ class PerturbedField(Field):
         self._velocity = field.function("velocity")
 
     def evaluate(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-        out: Tensor = self._velocity(x, t, **conditions) + self.perturbation(x, t)
+        r = self.perturbation(x, t)
+        check_same("perturbation(x, t)", r, "x", x)
+        out: Tensor = self._velocity(x, t, **conditions) + r
         return out
 
     def check_times(self, kind: Prediction, times: Tensor) -> None:
@@ -62,7 +66,7 @@ def swirl(score: StateFunction, A: Tensor | Callable[[Tensor, Tensor], Tensor]) 
     Args:
         score: $\nabla\log p_t$ as a function `(x, t)` of states `[batch, d]`, for example `field.function("score")`.
         A: An antisymmetric matrix `[d, d]`, or a function `(x, t)` to such matrices `[batch, d, d]`, acting on each
-            state alone, by operations autograd knows.
+            state alone, by operations autograd knows; it may depend on the time alone.
 
     Returns:
         The function `(x, t) -> r`. It can be differentiated in `x`, and runs under `torch.no_grad()`.
@@ -96,6 +100,8 @@ def swirl(score: StateFunction, A: Tensor | Callable[[Tensor, Tensor], Tensor]) 
             if values.shape != (x.shape[0], size, size):
                 raise ValueError(f"A(x, t) must have shape {[x.shape[0], size, size]}, got {list(values.shape)}")
             _check_antisymmetric(values.detach())
+            if not values.requires_grad:  # a matrix of the time alone has no slopes
+                return torch.einsum("bij,bj->bi", values, score(x, t))
             unit = torch.eye(size * size, dtype=x.dtype, device=x.device).reshape(-1, 1, size, size)
             unit = unit.expand(-1, x.shape[0], size, size)
             (slopes,) = torch.autograd.grad(values, place, unit, is_grads_batched=True, create_graph=record)

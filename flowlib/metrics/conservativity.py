@@ -116,7 +116,7 @@ def jacobian_asymmetry(
         **conditions: Passed to `f`.
 
     Returns:
-        Numbers in [0, 1] (with probes, not negative), `[batch]`.
+        Numbers in [0, 1] (with probes, not negative), `[batch]`; NaN where $J = 0$.
 
     Raises:
         TypeError: As `jacobian_norms`.
@@ -224,7 +224,7 @@ def line_integral(
     check_positive("points", points, integer=True)
     if corners.ndim < 3 or corners.shape[0] < 2:
         raise ValueError(f"corners must have shape [at least 2, batch, *event], got {list(corners.shape)}")
-    check_state("corners", corners[0])
+    check_state("corners", corners)
     t = batch_time(t, corners[0])
     nodes, weights = np.polynomial.legendre.leggauss(points)
     total = corners.new_zeros(corners.shape[1])

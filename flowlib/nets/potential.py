@@ -12,7 +12,7 @@ class PotentialMLP(nn.Module):
     r"""$f_\theta(x, t) = \nabla_x\varphi_\theta(x, t)$ with a perceptron $\varphi_\theta$ to the real numbers.
 
     Its Jacobian is a Hessian, hence symmetric up to rounding, whatever the weights. One call costs a forward and a
-    backward pass, a training step differentiates that once more: about three times the price of `MLP`
+    backward pass, a training step differentiates that once more: two to three times the price of `MLP`
     (compare Salimans and Ho, 2021).
 
     Args:

@@ -4,8 +4,8 @@ import base64
 import hashlib
 import html
 import io
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from flowlib._checks import check_positive
 
@@ -99,16 +99,25 @@ def animate(
         >>> animate(lambda figure, i: figure.add_subplot().plot([0, i]), 2, alt="a growing line", dpi=20)
         Animation(2 frames: a growing line)
     """
+    check_positive("frames", frames, integer=True)
+    return Animation(render(draw, range(frames), figsize, dpi), alt, interval)
+
+
+def render(
+    draw: "Callable[[Figure, Any], None]", items: Iterable[Any], figsize: tuple[float, float], dpi: int
+) -> list[bytes]:
+    """A PNG image for each item, all drawn with one figure, which is closed whatever happens."""
     from matplotlib import pyplot as plt
 
-    check_positive("frames", frames, integer=True)
     images = []
     figure = plt.figure(figsize=figsize, dpi=dpi)
-    for i in range(frames):
-        figure.clear()
-        draw(figure, i)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        images.append(buffer.getvalue())
-    plt.close(figure)
-    return Animation(images, alt, interval)
+    try:
+        for item in items:
+            figure.clear()
+            draw(figure, item)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+            images.append(buffer.getvalue())
+    finally:
+        plt.close(figure)
+    return images

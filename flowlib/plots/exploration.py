@@ -3,12 +3,13 @@
 import base64
 import hashlib
 import html
-import io
 import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from flowlib.plots.animation import render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ class Explorer:
     """One picture for every choice, with one selector a name, as one piece of HTML that needs nothing else.
 
     Equal pictures are stored once. A line under the selectors says which picture is shown, so that a reader sees, or
-    hears, when a choice makes no difference.
+    hears, when a choice makes no difference. Where scripts do not run, the picture of the first options is shown.
 
     Args:
         images: PNG images in the order of `itertools.product(*choices.values())`.
@@ -46,20 +47,21 @@ class Explorer:
     def _repr_html_(self) -> str:
         content = repr((self.alt, self.choices, self.index)).encode() + b"".join(self.images)
         name = f"e{hashlib.sha256(content).hexdigest()[:16]}"  # the same in every build
-        sources = ",".join(f'"{base64.b64encode(image).decode()}"' for image in self.images)
+        first, *others = (base64.b64encode(image).decode() for image in self.images)
+        sources = ", ".join(['image.src.split(",")[1]', *(f'"{other}"' for other in others)])
         selectors = "\n".join(_selector(label, options) for label, options in self.choices.items())
         alt = html.escape(self.alt, quote=True)
         return f"""<div class="flow-explorer" id="{name}">
 {selectors}<br>
 <output role="status" aria-live="polite" style="font-size: 85%"></output><br>
-<img alt="{alt}" style="max-width: 100%">
+<img src="data:image/png;base64,{first}" alt="{alt}" style="max-width: 100%">
 <script>
 (function() {{
   const root = document.getElementById("{name}");
+  const [image, status] = ["img", "output"].map(tag => root.querySelector(tag));
   const images = [{sources}];
   const index = {json.dumps(self.index)};
   const alt = {_script_string(self.alt)};
-  const [image, status] = ["img", "output"].map(tag => root.querySelector(tag));
   const selects = [...root.querySelectorAll("select")];
   function show() {{
     const place = selects.reduce((i, select) => i * select.options.length + select.selectedIndex, 0);
@@ -108,19 +110,9 @@ def explorer(
         >>> explorer(draw, {"end": ["1", "2"], "no effect": ["a", "b", "c"]}, alt="a line", dpi=20)
         Explorer(2 x 3 choices, 2 different pictures: a line)
     """
-    from matplotlib import pyplot as plt
-
     _check(choices, alt)
-    images = []
-    figure = plt.figure(figsize=figsize, dpi=dpi)
-    for options in itertools.product(*choices.values()):
-        figure.clear()
-        draw(figure, dict(zip(choices, options, strict=True)))
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        images.append(buffer.getvalue())
-    plt.close(figure)
-    return Explorer(images, choices, alt)
+    combinations = [dict(zip(choices, options, strict=True)) for options in itertools.product(*choices.values())]
+    return Explorer(render(draw, combinations, figsize, dpi), choices, alt)
 
 
 def _check(choices: Mapping[str, Sequence[str]], alt: str) -> None:

@@ -219,6 +219,8 @@ def test_bad_input() -> None:
         metrics.circulation(f, torch.zeros(3, 1), 0.5, 1.0)
     with pytest.raises(ValueError, match="corners must have shape"):
         metrics.line_integral(f, x, 0.5)
+    with pytest.raises(ValueError, match="corners has NaN or infinite"):
+        metrics.line_integral(f, torch.stack([x, math.nan * x]), 0.5)
     with pytest.raises(ValueError, match=r"basis\(x\) must have shape"):
         metrics.helmholtz_fit(x, x, lambda x: x.sum(1))
     with pytest.raises(ValueError, match="same shape"):
