@@ -80,3 +80,6 @@ def test_bad_input_of_predictions() -> None:
     ends = solvers.ode(lambda x, t: x, torch.zeros(2, 2), steps=5, keep=False)
     with pytest.raises(ValueError, match="holds only its ends"):
         metrics.principal_fractions(ends)
+    flat = solvers.ode(lambda x, t: x, torch.zeros(2, 2), steps=5)
+    with pytest.raises(ValueError, match="6 states of 2 entries have 2 components, got components=3"):
+        metrics.principal_fractions(flat, components=3)
