@@ -2,18 +2,25 @@ r"""Fields: one object that answers velocity, score, data and noise at any $(x, 
 
 A `Field` implements one prediction; its path gives the other three (`flowlib.paths`). `NetworkField` wraps a
 network, `FunctionField` a plain function, and `MixtureField` is exact: the closed-form field of a Gaussian mixture
-or of a finite data set. `RetimedField` is a composition: a field of one path, used on another.
-or of a finite data set. `PerturbedField` adds a known error to a velocity, for example a `swirl` that no density sees.
-or of a finite data set. `GaussianField` is one Gaussian of any rank, with its flow map.
+or of a finite data set. `GaussianField` is one Gaussian of any rank, with its flow map. `RetimedField` is a
+composition: a field of one path, used on another. `PerturbedField` adds a known error to a velocity, for example a
+`swirl` that no density sees.
 """
 
 from flowlib.fields.base import Field, FunctionField, NetworkField, StateFunction
 from flowlib.fields.gaussian import GaussianField
 from flowlib.fields.mixture import MixtureField
+from flowlib.fields.perturbed import PerturbedField, swirl
 from flowlib.fields.retimed import RetimedField
 
-__all__ = ["Field", "FunctionField", "MixtureField", "NetworkField", "RetimedField", "StateFunction"]
-from flowlib.fields.perturbed import PerturbedField, swirl
-
-__all__ = ["Field", "FunctionField", "MixtureField", "NetworkField", "PerturbedField", "StateFunction", "swirl"]
-__all__ = ["Field", "FunctionField", "GaussianField", "MixtureField", "NetworkField", "StateFunction"]
+__all__ = [
+    "Field",
+    "FunctionField",
+    "GaussianField",
+    "MixtureField",
+    "NetworkField",
+    "PerturbedField",
+    "RetimedField",
+    "StateFunction",
+    "swirl",
+]

@@ -202,7 +202,7 @@ def principal_fractions(trajectory: Trajectory, *, components: int = 2) -> Float
         Cumulative shares, increasing to at most one.
 
     Raises:
-        ValueError: If only the two ends were kept, or `components` is not positive.
+        ValueError: If only the two ends were kept, or `components` is not positive or more than there can be.
 
     Example:
         >>> import torch
@@ -212,6 +212,11 @@ def principal_fractions(trajectory: Trajectory, *, components: int = 2) -> Float
     """
     check_positive("components", components, integer=True)
     states, _ = _states(trajectory)
+    most = min(states.shape[0], states.shape[2])
+    if components > most:
+        raise ValueError(
+            f"{states.shape[0]} states of {states.shape[2]} entries have {most} components, got components={components}"
+        )
     curves = states.transpose(0, 1)  # [batch, times, d]
     squares = torch.linalg.svdvals(curves - curves.mean(1, keepdim=True)).square()
     shares: Tensor = squares.cumsum(1) / squares.sum(1, keepdim=True)

@@ -56,10 +56,9 @@ def teleport(
     check_positive("steps", steps, integer=True)
     if not 0 <= t < 1:
         raise ValueError(f"t must lie in [0, 1), got {t}")
-    if field.path.schedule != gaussian.path.schedule:
-        raise ValueError(
-            f"field and gaussian must share a path, got {field.path.schedule} and {gaussian.path.schedule}"
-        )
+    centers = [torch.as_tensor(one.path.center, dtype=x0.dtype, device=x0.device) for one in (field, gaussian)]
+    if field.path.schedule != gaussian.path.schedule or not bool((centers[0] == centers[1]).all()):
+        raise ValueError(f"field and gaussian must share a path, got {field.path} and {gaussian.path}")
     times = torch.linspace(t, 1, steps + 1, dtype=torch.float64)
     return ode(field, gaussian.flow(x0, 0.0, t), times=times, method=method, **options)
 

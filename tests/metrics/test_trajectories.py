@@ -103,3 +103,6 @@ def test_bad_input_of_predictions() -> None:
         metrics.crossing_energy(lambda y, t: y, x, x[:2])
     with pytest.raises(ValueError, match="nodes must be positive"):
         metrics.crossing_energy(lambda y, t: y, x, x, nodes=0)
+    flat = solvers.ode(lambda x, t: x, torch.zeros(2, 2), steps=5)
+    with pytest.raises(ValueError, match="6 states of 2 entries have 2 components, got components=3"):
+        metrics.principal_fractions(flat, components=3)

@@ -79,6 +79,9 @@ def test_bad_input() -> None:
         solvers.teleport(field, X0, field, 1.0, steps=3)
     with pytest.raises(ValueError, match="must share a path"):
         solvers.teleport(field, X0, gaussian(paths.vp()), 0.5, steps=3)
+    reverting = [gaussian(paths.mean_reverting(center, 0.5)) for center in (0.0, 1.0)]
+    with pytest.raises(ValueError, match="must share a path"):
+        solvers.teleport(reverting[0], X0, reverting[1], 0.5, steps=3)
     with pytest.raises(ValueError, match="steps must be positive"):
         solvers.teleport(field, X0, field, 0.5, steps=0)
     with pytest.raises(ValueError, match="kick and x must have the same shape"):
