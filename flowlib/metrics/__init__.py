@@ -20,6 +20,7 @@ from flowlib.metrics.distances import (
 from flowlib.metrics.likelihood import bits_per_dim
 from flowlib.metrics.memorisation import copying_z, denoising_error, memorised_fraction, nearest_neighbours
 from flowlib.metrics.trajectories import (
+    crossing_energy,
     explained_variance,
     path_length,
     principal_fractions,

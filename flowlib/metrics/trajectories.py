@@ -7,12 +7,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowlib._checks import check_positive, check_same, check_state
+from flowlib.fields import Field
 from flowlib.solvers import Trajectory
 
-__all__ = ["explained_variance", "path_length", "principal_fractions", "straightness", "transport_cost"]
-from flowlib.fields import Field
-
-__all__ = ["crossing_energy", "path_length", "straightness", "transport_cost"]
+__all__ = [
+    "crossing_energy",
+    "explained_variance",
+    "path_length",
+    "principal_fractions",
+    "straightness",
+    "transport_cost",
+]
 
 
 def crossing_energy(
