@@ -44,7 +44,10 @@ def read_shard(path: Path, run: str, *, verify: bool = False) -> dict[str, Tenso
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the place and move there in one step: a reader sees the whole file or none."""
+    """Write beside the place and move there in one step: a reader sees the whole file or none.
+
+    What a killed process left beside the place is removed; so only one process may write a file at a time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -54,7 +57,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in path.parent.glob(f".{path.name}.*.part"):
+            left.unlink(missing_ok=True)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

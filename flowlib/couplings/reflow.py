@@ -64,11 +64,12 @@ class PairStore:
         return int(self._starts[-1])
 
     def __getitem__(self, index: Tensor) -> PairBatch:
-        """The pairs at `index`, an int64 tensor `[n]` of numbers from 0 to the length."""
+        """The pairs at `index`, an int64 tensor `[n]` of numbers from 0 to the length less one."""
         if index.ndim != 1 or index.dtype != torch.int64:
             raise ValueError(f"index must be an int64 vector, got {index.dtype} of shape {list(index.shape)}")
         if bool(((index < 0) | (index >= len(self))).any()):
             raise IndexError(f"index must lie in [0, {len(self)}), got {int(index.min())} to {int(index.max())}")
+        index = index.cpu()
         home = torch.bucketize(index, self._starts[1:], right=True)
         out = {name: value.new_empty((len(index), *value.shape[1:])) for name, value in self.shards[0].items()}
         for k in sorted(set(home.tolist())):
@@ -116,11 +117,12 @@ def generate_pairs(
     r"""Draw fresh starts, carry each to its partner, and keep the pairs.
 
     Shard k has a random generator of its own, seeded from `(seed, k)`. With a folder each shard is one file that
-    appears complete or not at all, so an interrupted run, called again, makes only what is missing and ends with the
-    same store, bit for bit.
+    appears complete or not at all, so an interrupted run, even a killed one, called again, makes only what is missing
+    and ends with the same store, bit for bit. One process writes a folder at a time; several processes take a folder
+    and a seed each.
 
     Args:
-        solve: From starts `[n, *event]` (and their conditions, by name) to partners, for example
+        solve: From starts `[n, *event]` (and their conditions, by name) to partners, deterministic, for example
             `lambda x0: solvers.ode(flow, x0, steps=50, method="heun", keep=False).end`.
         source: Draws starts: `source(n, generator=...)`, alone or with a dictionary of conditions.
         count: Number of pairs.
@@ -139,6 +141,7 @@ def generate_pairs(
         TypeError: If starts and partners differ in dtype.
         ValueError: If an argument is out of range, a partner is not finite or has another shape, or the folder holds
             pairs of other settings or a damaged shard.
+        OSError: If the disk is full; nothing half-written stays behind.
 
     Example:
         >>> from flowlib.distributions import Normal

@@ -81,7 +81,7 @@ def distillation(field: Field, *, steps: int = 1, metric: Metric | None = None) 
         >>> distillation(field)(torch.zeros(4, 2), torch.ones(4, 2)).total.ndim
         0
     """
-    check_straight(field.path)
+    _check_straight(field.path)
     times = lattice(steps)
     if metric is None:
         return flow_matching(field, times=times, error_in="velocity")
@@ -109,12 +109,8 @@ def distillation(field: Field, *, steps: int = 1, metric: Metric | None = None) 
     return objective
 
 
-def check_straight(path: GaussianPath) -> None:
-    """Check that a path runs on straight lines at constant speed: alpha = t and sigma = 1 - t.
-
-    Raises:
-        ValueError: If it does not.
-    """
+def _check_straight(path: GaussianPath) -> None:
+    """Check that a path runs on straight lines at constant speed: alpha = t and sigma = 1 - t."""
     t = torch.tensor([0.0, 0.3, 0.7, 1.0], dtype=torch.float64)
     schedule = path.schedule
     if not (torch.allclose(schedule.alpha(t), t) and torch.allclose(schedule.sigma(t), 1 - t)):

@@ -1,5 +1,8 @@
 """Stored pairs: partners stay together, interrupted stores resume bit for bit, damage is refused."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,64 @@ def test_a_crash_while_solving_leaves_a_store_that_resumes(tmp_path: Path) -> No
         couplings.generate_pairs(crashing, labelled, 50, folder=tmp_path, seed=3, shard_size=16, settings={"steps": 20})
     assert sorted(files(tmp_path)) == ["pairs.json", "shard-000000.safetensors", "shard-000001.safetensors"]
     assert equal(generate(tmp_path), generate())
+
+
+ANOTHER_PROCESS = """
+import os, resource, signal, sys
+import torch
+from flowlib import couplings
+from flowlib.distributions import Normal
+
+calls = []
+
+def solve(x0):
+    calls.append(1)
+    if sys.argv[2] == "solving" and len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.sin(3 * x0) + 2 * x0
+
+if sys.argv[2] == "writing":  # killed when the third shard lies on the disk and has not its name yet
+    sync = os.fsync
+    def fsync(number):
+        sync(number)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.fsync = fsync
+if sys.argv[2] == "full":  # no file may grow beyond 600 bytes: the manifest does not, a shard does
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+couplings.generate_pairs(
+    solve, Normal(2, dtype=torch.float64).sample, 50, folder=sys.argv[1], seed=3, shard_size=16
+)
+"""
+
+
+def in_another_process(folder: Path, what: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-B", "-c", ANOTHER_PROCESS, str(folder), what], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("moment", ["solving", "writing"])
+def test_a_killed_process_leaves_a_store_that_resumes_bit_for_bit(tmp_path: Path, moment: str) -> None:
+    assert in_another_process(tmp_path / "killed", moment).returncode == -signal.SIGKILL
+    left = {name for name in files(tmp_path / "killed") if not name.startswith(".")}
+    assert left == {"pairs.json", "shard-000000.safetensors", "shard-000001.safetensors"}
+    with pytest.raises(FileNotFoundError, match="lacks 2 of 4 shards"):
+        couplings.open_pairs(tmp_path / "killed")
+    whole = {"seed": 3, "shard_size": 16}
+    function, source = lambda x0: torch.sin(3 * x0) + 2 * x0, Normal(2, dtype=torch.float64).sample
+    for name in ("killed", "whole"):
+        couplings.generate_pairs(function, source, 50, folder=tmp_path / name, **whole)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")  # the half-written file is gone, too
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    run = in_another_process(tmp_path, "full")
+    assert run.returncode == 1
+    assert "OSError" in run.stderr
+    assert set(files(tmp_path)) == {"pairs.json"}
+    assert in_another_process(tmp_path, "never").returncode == 0
+    assert len(couplings.open_pairs(tmp_path, verify=True)) == 50
 
 
 def train(store: couplings.PairStore, **options) -> tuple[fields.NetworkField, training.History]:
