@@ -57,7 +57,7 @@ def memorised_fraction(
 ) -> float:
     r"""The share of points that are much nearer to one training point than to any other: $d_1 < c\,d_2$.
 
-    $d_1 \le d_2$ are the distances to the two nearest training points; $c = 1/3$ is the usual choice (Yoon et al.,
+    $d_1 \le d_2$ are the distances to the two nearest training points; $c = 1/3$ is a common choice (Yoon et al.,
     2023; Gu et al., 2025). An exact copy counts even if the training set holds it twice.
 
     Args:

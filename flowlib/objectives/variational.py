@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowlib._checks import check_positive, check_state, check_unit_interval, expand_time
+from flowlib._checks import check_positive, check_same, check_state, check_unit_interval, expand_time
 from flowlib.distributions import normal_log_density
 from flowlib.fields import Field
 from flowlib.objectives.times import low_discrepancy
@@ -62,10 +62,15 @@ def gaussian_decoder(x1: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     Returns:
         Log-densities `[n]`.
 
+    Raises:
+        TypeError: If dtypes differ.
+        ValueError: If shapes differ; nothing is broadcast.
+
     Example:
         >>> gaussian_decoder(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor(1.0))
         tensor([-0.9189])
     """
+    check_same("x1", x1, "mean", mean)
     return normal_log_density((x1 - mean).flatten(1), std.reshape(1) ** 2)
 
 
@@ -84,7 +89,7 @@ def grey_level_decoder(bin_width: float, *, low: float = -1.0, high: float = 1.0
         A decoder: a function of data `[n, *event]`, their predicted mean and a 0-d standard deviation.
 
     Raises:
-        ValueError: If `bin_width` is not positive.
+        ValueError: If `bin_width` is not positive, or `low` does not lie below `high`.
 
     Example:
         >>> decode = grey_level_decoder(1.0)          # levels -1, 0 and 1
@@ -93,9 +98,12 @@ def grey_level_decoder(bin_width: float, *, low: float = -1.0, high: float = 1.0
         tensor(1.)
     """
     check_positive("bin_width", bin_width)
+    if not low < high:
+        raise ValueError(f"low must lie below high, got {low} and {high}")
     half = bin_width / 2
 
     def decode(x1: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        check_same("x1", x1, "mean", mean)
         below = torch.where(x1 < low + half, -math.inf, (x1 - half - mean) / std)
         above = torch.where(x1 > high - half, math.inf, (x1 + half - mean) / std)
         # the same probability on the side where both tails are small
@@ -175,7 +183,8 @@ def continuous_bound(
     generator: torch.Generator | None = None,
     **conditions: Any,
 ) -> Bound:
-    r"""The bound for infinitely many latents between the times `low` and `high` (Kingma et al., 2021, eq. 19).
+    r"""The bound for infinitely many latents between the times `low` and `high` (Kingma et al., 2021, eqs. 15
+    and 18).
 
     $$ \tfrac12\int\frac{\mathrm d\,\mathrm{SNR}}{\mathrm dt}E\|x_1 - \hat x_1\|^2\,\mathrm dt
        = \tfrac12\int E\|x_0 - \hat x_0\|^2\,\mathrm d\log\mathrm{SNR} $$
@@ -232,7 +241,7 @@ def continuous_bound(
 def _checked_times(field: Field, times: Tensor) -> Tensor:
     check_unit_interval("times", times)
     if bool((field.path.schedule.sigma(times) == 0).any()):
-        raise ValueError("sigma must be positive at every latent, got sigma = 0 at the last time; end a little earlier")
+        raise ValueError("sigma must be positive at every latent, got sigma = 0 at one of them; end a little earlier")
     field.check_times("data", times)
     return times
 

@@ -265,3 +265,13 @@ class TestBadInput:
             objectives.continuous_bound(self.field, self.x1, low=0.1, high=0.5, draws=0)
         with pytest.raises(ValueError, match="bin_width must be positive"):
             objectives.grey_level_decoder(0.0)
+
+    def test_decoders(self) -> None:
+        with pytest.raises(ValueError, match="low must lie below high"):
+            objectives.grey_level_decoder(0.5, low=1.0, high=-1.0)
+        std = torch.tensor(1.0, dtype=torch.float64)
+        for decoder in (objectives.gaussian_decoder, objectives.grey_level_decoder(0.5)):
+            with pytest.raises(ValueError, match="x1 and mean must have the same shape"):
+                decoder(self.x1, self.x1[:1], std)
+            with pytest.raises(TypeError, match="x1 and mean must have the same dtype"):
+                decoder(self.x1, self.x1.float(), std)
