@@ -1,22 +1,29 @@
 r"""Couplings: which noise sample is paired with which data sample inside a batch.
 
-A coupling is a function `(x0, x1, *, generator=None) -> Pairs`. Any joint law with the right marginals trains the
-same marginals (Liu et al., 2023; Tong et al., 2024); a better pairing makes the target less noisy and the
-trajectories straighter.
+A coupling is a function `(x0, x1, *, generator=None, **conditions) -> Pairs`; the conditions are those of the data
+rows. Any joint law with the right marginals trains the same marginals (Liu et al., 2023; Tong et al., 2024); a better
+pairing makes the target less noisy and the trajectories straighter.
 """
 
+from flowlib.couplings.conditional import condition_aware_ot
 from flowlib.couplings.costs import squared_distances
 from flowlib.couplings.entropic import sinkhorn, sinkhorn_plan
 from flowlib.couplings.exact import assignment, exact_ot
 from flowlib.couplings.pairs import Coupling, Pairs, independent
+from flowlib.couplings.weights import Tilt, choose_epsilon, gibbs, tilt
 
 __all__ = [
     "Coupling",
     "Pairs",
+    "Tilt",
     "assignment",
+    "choose_epsilon",
+    "condition_aware_ot",
     "exact_ot",
+    "gibbs",
     "independent",
     "sinkhorn",
     "sinkhorn_plan",
     "squared_distances",
+    "tilt",
 ]

@@ -36,7 +36,7 @@ def sinkhorn(epsilon: float, *, iterations: int = 1000, tolerance: float = 1e-6)
     check_positive("iterations", iterations, integer=True)
     check_positive("tolerance", tolerance)
 
-    def couple(x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None) -> Pairs:
+    def couple(x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None, **conditions: Tensor) -> Pairs:
         check_pairable(x0, x1)
         cost = squared_distances(x0.double(), x1.double())
         plan = sinkhorn_plan(cost, epsilon, iterations=iterations, tolerance=tolerance)
