@@ -7,23 +7,39 @@ pairing makes the target less noisy and the trajectories straighter.
 
 from flowlib.couplings.conditional import condition_aware_ot
 from flowlib.couplings.costs import squared_distances
-from flowlib.couplings.entropic import sinkhorn, sinkhorn_plan
+from flowlib.couplings.entropic import (
+    EntropicPlan,
+    sinkhorn,
+    sinkhorn_cost_potentials,
+    sinkhorn_plan,
+    sinkhorn_potentials,
+)
 from flowlib.couplings.exact import assignment, exact_ot
+from flowlib.couplings.gaussian import bures_wasserstein2, gaussian_map
 from flowlib.couplings.pairs import Coupling, Pairs, independent
+from flowlib.couplings.semidiscrete import CellMasses, SemiDiscrete, solve_semi_discrete
 from flowlib.couplings.weights import Tilt, choose_epsilon, gibbs, tilt
 
 __all__ = [
+    "CellMasses",
     "Coupling",
+    "EntropicPlan",
     "Pairs",
+    "SemiDiscrete",
     "Tilt",
     "assignment",
+    "bures_wasserstein2",
     "choose_epsilon",
     "condition_aware_ot",
     "exact_ot",
+    "gaussian_map",
     "gibbs",
     "independent",
     "sinkhorn",
+    "sinkhorn_cost_potentials",
     "sinkhorn_plan",
+    "sinkhorn_potentials",
+    "solve_semi_discrete",
     "squared_distances",
     "tilt",
 ]

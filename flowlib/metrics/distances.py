@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowlib._checks import check_positive, check_same, check_state
+from flowlib.couplings import bures_wasserstein2
 
 __all__ = ["energy_distance", "frechet_distance", "mmd", "precision_recall", "sliced_wasserstein2", "wasserstein2"]
 
@@ -170,12 +171,9 @@ def frechet_distance(x: Float[Tensor, "n *event"], y: Float[Tensor, "m *event"])
         9.0
     """
     a, b = _pair(x, y, least=2)
-    mean = float((a.mean(0) - b.mean(0)).square().sum())
-    first, second = torch.cov(a.T).reshape(a.shape[1], -1), torch.cov(b.T).reshape(b.shape[1], -1)
-    values, vectors = torch.linalg.eigh(first)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0).sqrt().sum()
-    return mean + max(float(first.trace() + second.trace() - 2 * cross), 0.0)
+    d = a.shape[1]
+    first, second = torch.cov(a.T).reshape(d, d), torch.cov(b.T).reshape(d, d)
+    return bures_wasserstein2(a.mean(0), first, b.mean(0), second) ** 2
 
 
 def precision_recall(
