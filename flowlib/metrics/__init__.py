@@ -10,10 +10,11 @@ from flowlib.metrics.distances import (
     wasserstein2,
 )
 from flowlib.metrics.likelihood import bits_per_dim
-from flowlib.metrics.trajectories import path_length, straightness, transport_cost
+from flowlib.metrics.trajectories import crossing_energy, path_length, straightness, transport_cost
 
 __all__ = [
     "bits_per_dim",
+    "crossing_energy",
     "digits",
     "energy_distance",
     "frechet_distance",

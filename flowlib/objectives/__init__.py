@@ -4,6 +4,7 @@
 `flowlib.training.fit` takes. The score-matching losses of a single density are plain functions of a score and data.
 """
 
+from flowlib.objectives.distillation import distillation, lattice
 from flowlib.objectives.flow_matching import Loss, flow_matching, loss_weight
 from flowlib.objectives.score_matching import (
     denoising,
@@ -20,10 +21,12 @@ __all__ = [
     "Times",
     "denoising",
     "denoising_score_matching",
+    "distillation",
     "explicit",
     "flow_matching",
     "implicit",
     "importance",
+    "lattice",
     "logit_normal",
     "loss_weight",
     "sliced",

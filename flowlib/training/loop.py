@@ -38,6 +38,14 @@ class Target(Protocol):
 
 
 @runtime_checkable
+class PairSampler(Protocol):
+    """Draws `n` pairs whose partners belong together, as `couplings.PairStore.sample` does."""
+
+    def __call__(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Draw noise, data and a dictionary of conditions."""
+
+
+@runtime_checkable
 class Objective(Protocol):
     """A loss of noise and data, as `flowlib.objectives` makes them: its value has a `total`."""
 
@@ -86,8 +94,9 @@ def fit(
     network: nn.Module,
     objective: Objective,
     *,
-    source: Source,
-    target: Target,
+    source: Source | None = None,
+    target: Target | None = None,
+    pairs: PairSampler | None = None,
     steps: int,
     batch_size: int = 256,
     lr: float = 1e-3,
@@ -114,6 +123,8 @@ def fit(
         objective: Called as `objective(x0, x1, generator=..., **conditions)`; returns an object with `.total`.
         source: Draws noise: `source(n, generator=...)`.
         target: Draws data, alone or with a dictionary of conditions such as `{"y": labels}`.
+        pairs: Draws noise and data together, instead of `source` and `target`:
+            `x0, x1, conditions = pairs(n, generator=...)`, for example `couplings.PairStore.sample`.
         steps: Number of gradient steps in all.
         batch_size: Samples a step.
         lr: Peak learning rate.
@@ -144,6 +155,7 @@ def fit(
         >>> history.steps
         3
     """
+    draw = _drawing(source, target, pairs)
     check_positive("steps", steps, integer=True)
     check_positive("batch_size", batch_size, integer=True)
     check_positive("lr", lr)
@@ -177,8 +189,7 @@ def fit(
         for step in range(history.steps, last):
             for group in descent.param_groups:
                 group["lr"] = lr * _rate(step, steps, warmup, schedule)
-            x0 = source(batch_size, generator=generator)
-            x1, conditions = _unpack(target(batch_size, generator=generator))
+            x0, x1, conditions = draw(batch_size, generator=generator)
             loss = objective(x0, x1, generator=generator, **conditions).total
             value = loss.item()
             if not math.isfinite(value):
@@ -208,8 +219,22 @@ def _rate(step: int, steps: int, warmup: int, schedule: str) -> float:
     return rate if schedule == "constant" else rate * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _unpack(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    return batch if isinstance(batch, tuple) else (batch, {})
+def _drawing(source: Source | None, target: Target | None, pairs: PairSampler | None) -> PairSampler:
+    """One function that draws a batch, whichever way it was given."""
+    if pairs is not None:
+        if source is not None or target is not None:
+            raise ValueError("give either pairs or source and target, got both")
+        return pairs
+    if source is None or target is None:
+        raise ValueError("give source and target, or pairs")
+
+    def draw(n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        x0 = source(n, generator=generator)
+        batch = target(n, generator=generator)
+        x1, conditions = batch if isinstance(batch, tuple) else (batch, {})
+        return x0, x1, conditions
+
+    return draw
 
 
 def _state(

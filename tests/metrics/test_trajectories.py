@@ -43,6 +43,20 @@ def test_transport_cost_is_the_mean_power_of_the_distance() -> None:
     assert metrics.transport_cost(x0, x1, power=1) == pytest.approx(4.0)
 
 
+def test_transport_cost_takes_any_cost() -> None:
+    x0, x1 = torch.zeros(3, 2), torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 1.0]])
+    cost = metrics.transport_cost(x0, x1, cost=lambda z: z.abs().sum(1) + z[:, 0].exp())
+    assert cost == pytest.approx((1 + math.e + 2 + 1 + 4 + math.exp(-3)) / 3)
+
+
+def test_crossing_energy_of_lines_that_meet() -> None:
+    """Two pairs that swap places meet at t = 1/2 with opposite velocities: no field explains both."""
+    x0, x1 = torch.tensor([[-1.0], [1.0]]).double(), torch.tensor([[1.0], [-1.0]]).double()
+    assert metrics.crossing_energy(lambda x, t: torch.zeros_like(x), x0, x1) == pytest.approx(4.0)
+    apart = metrics.crossing_energy(lambda x, t: x / (1 + t), x0, 2 * x0)  # x_t = (1 + t) x0
+    assert apart == pytest.approx(0.0, abs=1e-25)
+
+
 @pytest.mark.bad_input
 def test_bad_input() -> None:
     ends = solvers.ode(lambda x, t: x, torch.zeros(2, 2), steps=5, keep=False)
@@ -50,3 +64,12 @@ def test_bad_input() -> None:
         metrics.straightness(ends)
     with pytest.raises(ValueError, match="same shape"):
         metrics.transport_cost(torch.zeros(2, 2), torch.zeros(3, 2))
+    x = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=r"cost must return shape \[3\]"):
+        metrics.transport_cost(x, x, cost=lambda z: z)
+    with pytest.raises(ValueError, match="power must be positive"):
+        metrics.transport_cost(x, x, power=0)
+    with pytest.raises(ValueError, match="same shape"):
+        metrics.crossing_energy(lambda y, t: y, x, x[:2])
+    with pytest.raises(ValueError, match="nodes must be positive"):
+        metrics.crossing_energy(lambda y, t: y, x, x, nodes=0)
