@@ -2,10 +2,8 @@ r"""Couplings: which noise sample is paired with which data sample inside a batc
 
 A coupling is a function `(x0, x1, *, generator=None, **conditions) -> Pairs`; the conditions are those of the data
 rows. Any joint law with the right marginals trains the same marginals (Liu et al., 2023; Tong et al., 2024); a better
-pairing makes the target less noisy and the trajectories straighter.
-A coupling is a function `(x0, x1, *, generator=None) -> Pairs`. Any joint law with the right marginals trains the
-same marginals (Liu et al., 2023; Tong et al., 2024); a better pairing makes the target less noisy and the
-trajectories straighter. `generate_pairs` makes a `PairStore` of pairs that a flow connects, for reflow.
+pairing makes the target less noisy and the trajectories straighter. `generate_pairs` makes a `PairStore` of pairs that
+a flow connects, for reflow.
 """
 
 from flowlib.couplings.conditional import condition_aware_ot
