@@ -1,10 +1,12 @@
 r"""Couplings: which noise sample is paired with which data sample inside a batch.
 
-A coupling is a function `(x0, x1, *, generator=None) -> Pairs`. Any joint law with the right marginals trains the
-same marginals (Liu et al., 2023; Tong et al., 2024); a better pairing makes the target less noisy and the
-trajectories straighter. `generate_pairs` makes a `PairStore` of pairs that a flow connects, for reflow.
+A coupling is a function `(x0, x1, *, generator=None, **conditions) -> Pairs`; the conditions are those of the data
+rows. Any joint law with the right marginals trains the same marginals (Liu et al., 2023; Tong et al., 2024); a better
+pairing makes the target less noisy and the trajectories straighter. `generate_pairs` makes a `PairStore` of pairs that
+a flow connects, for reflow.
 """
 
+from flowlib.couplings.conditional import condition_aware_ot
 from flowlib.couplings.costs import squared_distances
 from flowlib.couplings.entropic import (
     EntropicPlan,
@@ -18,6 +20,7 @@ from flowlib.couplings.gaussian import bures_wasserstein2, gaussian_map
 from flowlib.couplings.pairs import Coupling, Pairs, independent
 from flowlib.couplings.reflow import PairStore, generate_pairs, open_pairs
 from flowlib.couplings.semidiscrete import CellMasses, SemiDiscrete, solve_semi_discrete
+from flowlib.couplings.weights import Tilt, choose_epsilon, gibbs, tilt
 
 __all__ = [
     "CellMasses",
@@ -26,11 +29,15 @@ __all__ = [
     "PairStore",
     "Pairs",
     "SemiDiscrete",
+    "Tilt",
     "assignment",
     "bures_wasserstein2",
+    "choose_epsilon",
+    "condition_aware_ot",
     "exact_ot",
     "gaussian_map",
     "generate_pairs",
+    "gibbs",
     "independent",
     "open_pairs",
     "sinkhorn",
@@ -39,4 +46,5 @@ __all__ = [
     "sinkhorn_potentials",
     "solve_semi_discrete",
     "squared_distances",
+    "tilt",
 ]

@@ -40,7 +40,7 @@ def sinkhorn(epsilon: float, *, iterations: int = 1000, tolerance: float = 1e-6)
     """
     _check_parameters(epsilon, iterations, tolerance)
 
-    def couple(x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None) -> Pairs:
+    def couple(x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None, **conditions: Tensor) -> Pairs:
         check_pairable(x0, x1)
         plan = sinkhorn_potentials(x0.double(), x1.double(), epsilon, iterations=iterations, tolerance=tolerance)
         index = plan.draw(generator=generator)

@@ -15,7 +15,7 @@ _WARM_START_BATCH = 256
 _WARM_START_DIM = 16
 
 
-def exact_ot(x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None) -> Pairs:
+def exact_ot(x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None, **conditions: Tensor) -> Pairs:
     r"""Pair by the permutation that minimises $\sum_i \|x_0^i - x_1^{\pi(i)}\|^2$.
 
     The plan between two uniform batches of one size has an optimum at a permutation (Birkhoff), which the network
@@ -26,6 +26,7 @@ def exact_ot(x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None
         x0: Noise `[batch, *event]`.
         x1: Data, same shape.
         generator: Not used.
+        **conditions: Not used.
 
     Returns:
         The pairs, with `x1` permuted and `index` the permutation.

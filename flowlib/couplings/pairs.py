@@ -34,17 +34,20 @@ class Pairs:
 class Coupling(Protocol):
     """Pairs a batch of noise with a batch of data."""
 
-    def __call__(self, x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None) -> Pairs:
-        """Pair the rows of `x0` with rows of `x1`."""
+    def __call__(
+        self, x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None, **conditions: Tensor
+    ) -> Pairs:
+        """Pair the rows of `x0` with rows of `x1`; the conditions are those of the data rows."""
 
 
-def independent(x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None) -> Pairs:
+def independent(x0: Tensor, x1: Tensor, *, generator: torch.Generator | None = None, **conditions: Tensor) -> Pairs:
     """Keep the rows as they came: noise and data drawn independently stay independent.
 
     Args:
         x0: Noise `[batch, *event]`.
         x1: Data, same shape.
         generator: Not used.
+        **conditions: Not used.
 
     Returns:
         The pairs.

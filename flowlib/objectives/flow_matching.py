@@ -97,9 +97,10 @@ def flow_matching(
         generator: torch.Generator | None = None,
         **conditions: Any,
     ) -> Loss:
-        pairs = coupling(x0, x1, generator=generator)
+        conditions = {name: value for name, value in conditions.items() if value is not None}
+        pairs = coupling(x0, x1, generator=generator, **conditions)
         if pairs.index is not None:
-            conditions = {name: value[pairs.index] for name, value in conditions.items() if value is not None}
+            conditions = {name: value[pairs.index] for name, value in conditions.items()}
         if drop_condition and conditions.get("y") is not None:
             conditions["y"] = _dropped(conditions["y"], drop_condition, generator)
         n = x1.shape[0]

@@ -116,7 +116,7 @@ def test_pairings_and_dropped_labels_reach_the_path_losses(weight: str) -> None:
         seen.append(y)
         return x
 
-    def reverse(x0: Tensor, x1: Tensor, *, generator=None) -> couplings.Pairs:
+    def reverse(x0: Tensor, x1: Tensor, *, generator=None, **conditions) -> couplings.Pairs:
         index = torch.arange(len(x1)).flip(0)
         return couplings.Pairs(x0, x1[index], index=index)
 
