@@ -130,6 +130,14 @@ def test_blocks_change_no_index_and_the_lowest_index_wins_ties(block: int) -> No
     assert torch.equal(ot.assign(z, block=block), index)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_winner_is_the_maximum_in_every_dtype(dtype: torch.dtype) -> None:
+    scores = torch.randint(0, 9, (50, 30), generator=seeded(0)).to(dtype)  # with ties
+    value, index = couplings.semidiscrete._winners(scores)
+    assert torch.equal(value, scores.amax(1))
+    assert all(int(i) == row.tolist().index(max(row.tolist())) for i, row in zip(index, scores, strict=True))
+
+
 def test_map_is_cyclically_monotone_at_any_heights() -> None:
     ot, z = random_problem(), PLANE(400, generator=seeded(0))
     moved = ot.map(z)
