@@ -34,7 +34,8 @@ class SemiDiscrete:
 
     Raises:
         TypeError: If dtypes differ.
-        ValueError: If shapes disagree or weights do not sum to one.
+        ValueError: If shapes or devices disagree, values are not finite, or weights are not positive or do not sum to
+            one.
 
     Example:
         >>> ot = SemiDiscrete(torch.tensor([[-1.0], [1.0]]))
@@ -54,6 +55,10 @@ class SemiDiscrete:
                 raise TypeError(f"{name} must have the dtype of the atoms, {atoms.dtype}; got {values.dtype}")
             if values.shape != (n,):
                 raise ValueError(f"{name} must have shape [{n}], got {list(values.shape)}")
+            if values.device != atoms.device:
+                raise ValueError(f"{name} must be on the device of the atoms, {atoms.device}; got {values.device}")
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(f"{name} must be finite")
         total = float(self.weights.sum())
         if not bool((self.weights > 0).all()) or abs(total - 1) > 1e-5:
             raise ValueError(f"weights must be positive and sum to 1, got sum {total:.6g}")

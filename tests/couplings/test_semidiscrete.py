@@ -182,6 +182,10 @@ def test_bad_input() -> None:
         SemiDiscrete(atoms, torch.ones(2) / 2)
     with pytest.raises(ValueError, match="weights must be positive and sum to 1"):
         SemiDiscrete(atoms, torch.ones(3))
+    with pytest.raises(ValueError, match="heights must be finite"):
+        SemiDiscrete(atoms, heights=torch.tensor([0.0, math.inf, 0.0]))
+    with pytest.raises(ValueError, match="heights must be on the device of the atoms, cpu; got meta"):
+        SemiDiscrete(atoms, heights=torch.zeros(3, device="meta"))
     with pytest.raises(TypeError, match="heights must have the dtype of the atoms"):
         SemiDiscrete(atoms, heights=torch.zeros(3).double())
     with pytest.raises(ValueError, match="z and atoms must have the same event shape"):
