@@ -17,7 +17,7 @@ def run() -> Table:
         ["atoms", "d", "seconds", "total variation", "noise of the certificate", "largest error x n", "empty"],
     )
     digits = data.digits.load("train").x.flatten(1)
-    for dim, n in ((2, 16), (2, 64), (2, 256), (2, 1024), (64, 64), (64, 256)):
+    for dim, n in ((2, 16), (2, 64), (2, 256), (2, 1024), (2, 2048), (64, 64), (64, 256)):
         source = Normal(dim).sample
         generator = torch.Generator().manual_seed(n)
         atoms = torch.randn(n, 2, generator=generator) if dim == 2 else digits[:n]

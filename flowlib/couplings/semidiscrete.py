@@ -12,7 +12,9 @@ from flowlib._checks import check_positive, check_same, check_state
 
 __all__ = ["CellMasses", "SemiDiscrete", "solve_semi_discrete"]
 
-_SCORES = 2**22
+_SCORES = 2**18
+"""Scores held at once: 2 MB in float64, so that they are still in the cache when the winners are looked for."""
+
 _CHUNK = 2**18
 _NEWTON_ATOMS = 2048
 _LEAST_COUNT = 10
@@ -32,7 +34,8 @@ class SemiDiscrete:
 
     Raises:
         TypeError: If dtypes differ.
-        ValueError: If shapes disagree or weights do not sum to one.
+        ValueError: If shapes or devices disagree, values are not finite, or weights are not positive or do not sum to
+            one.
 
     Example:
         >>> ot = SemiDiscrete(torch.tensor([[-1.0], [1.0]]))
@@ -52,6 +55,10 @@ class SemiDiscrete:
                 raise TypeError(f"{name} must have the dtype of the atoms, {atoms.dtype}; got {values.dtype}")
             if values.shape != (n,):
                 raise ValueError(f"{name} must have shape [{n}], got {list(values.shape)}")
+            if values.device != atoms.device:
+                raise ValueError(f"{name} must be on the device of the atoms, {atoms.device}; got {values.device}")
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(f"{name} must be finite")
         total = float(self.weights.sum())
         if not bool((self.weights > 0).all()) or abs(total - 1) > 1e-5:
             raise ValueError(f"weights must be positive and sum to 1, got sum {total:.6g}")
@@ -117,10 +124,10 @@ class SemiDiscrete:
         y = self.atoms.flatten(1)
         values, indices = [], []
         for rows in torch.split(z.flatten(1), max(1, _SCORES // min(block, n))):
-            best, index = torch.addmm(self.heights[:block], rows, y[:block].T).max(1)
+            best, index = _winners(torch.addmm(self.heights[:block], rows, y[:block].T))
             for start in range(block, n, block):
                 part = slice(start, start + block)
-                value, where = torch.addmm(self.heights[part], rows, y[part].T).max(1)
+                value, where = _winners(torch.addmm(self.heights[part], rows, y[part].T))
                 index = torch.where(value > best, where + start, index)
                 best = torch.maximum(value, best)
             values.append(best)
@@ -282,8 +289,8 @@ def _walls(ot: SemiDiscrete, z: Tensor) -> tuple[Tensor, Tensor]:
     gaps, firsts, seconds = [], [], []
     for rows in torch.split(z.flatten(1), max(1, _SCORES // n)):
         scores = torch.addmm(ot.heights, rows, y.T)
-        best, first = scores.max(1)
-        next_best, second = scores.scatter_(1, first[:, None], -math.inf).max(1)
+        best, first = _winners(scores)
+        next_best, second = _winners(scores.scatter_(1, first[:, None], -math.inf))
         gaps.append(best - next_best)
         firsts.append(first)
         seconds.append(second)
@@ -297,6 +304,15 @@ def _walls(ot: SemiDiscrete, z: Tensor) -> tuple[Tensor, Tensor]:
     edges = edges + edges.T
     laplacian = torch.diag(edges.sum(1)) - edges
     return torch.bincount(first, minlength=n).to(y) / len(gap), laplacian
+
+
+def _winners(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest score of each row and its column, the lowest of equals; NumPy's search is vectorised, torch's not."""
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        index = torch.from_numpy(scores.detach().numpy().argmax(1))
+    else:
+        index = scores.argmax(1)
+    return scores.gather(1, index[:, None])[:, 0], index
 
 
 def _chunks(n: int) -> list[int]:

@@ -34,6 +34,17 @@ def test_blocks_give_the_plan_of_the_matrix(block: int | None, epsilon: float) -
     torch.testing.assert_close(plan.conditional_mean(x1), expected @ x1 / expected.sum(1, keepdim=True))
 
 
+def test_float32_agrees_with_float64_as_far_as_its_scores_do() -> None:
+    """A score of C / epsilon has 24 bits, so the plan is good to about 1e-7 max C / epsilon."""
+    x0, x1, _, _ = points()
+    for epsilon in (1.0, 0.1):
+        exact = couplings.sinkhorn_potentials(x0, x1, epsilon, iterations=20_000, tolerance=1e-9)
+        short = couplings.sinkhorn_potentials(x0.float(), x1.float(), epsilon, iterations=20_000, tolerance=1e-6)
+        assert short.f.dtype == torch.float32
+        difference = float((short.dense().double() - exact.dense()).abs().sum()) / 2
+        assert difference < 1e-5 * float(couplings.squared_distances(x0, x1).max()) / epsilon
+
+
 def test_online_plan_agrees_with_pot() -> None:
     x0, x1, a, b = points()
     plan = couplings.sinkhorn_potentials(x0, x1, 0.3, a=a, b=b, iterations=20_000, tolerance=1e-12, block=16)
@@ -147,5 +158,7 @@ def test_bad_input() -> None:
         couplings.sinkhorn_cost_potentials(torch.zeros(2, 2), 1.0, tolerance=0.0)
     with pytest.raises(ValueError, match=r"b must have shape \[5, 3\]"):
         couplings.sinkhorn_cost_potentials(torch.zeros(5, 2, 3), 1.0, b=torch.ones(3) / 3)
+    with pytest.raises(ValueError, match=r"torch\.float32 cannot resolve this tolerance"):
+        couplings.sinkhorn_plan(torch.tensor([[0.0, 1.0], [2.0, 0.3]]), 0.1, iterations=2)
     with pytest.raises(ValueError, match="did not reach tolerance"):
         couplings.sinkhorn_potentials(x, x + 1, 1e-3, iterations=2)

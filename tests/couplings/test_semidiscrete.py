@@ -130,6 +130,14 @@ def test_blocks_change_no_index_and_the_lowest_index_wins_ties(block: int) -> No
     assert torch.equal(ot.assign(z, block=block), index)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_winner_is_the_maximum_in_every_dtype(dtype: torch.dtype) -> None:
+    scores = torch.randint(0, 9, (50, 30), generator=seeded(0)).to(dtype)  # with ties
+    value, index = couplings.semidiscrete._winners(scores)
+    assert torch.equal(value, scores.amax(1))
+    assert all(int(i) == row.tolist().index(max(row.tolist())) for i, row in zip(index, scores, strict=True))
+
+
 def test_map_is_cyclically_monotone_at_any_heights() -> None:
     ot, z = random_problem(), PLANE(400, generator=seeded(0))
     moved = ot.map(z)
@@ -174,6 +182,10 @@ def test_bad_input() -> None:
         SemiDiscrete(atoms, torch.ones(2) / 2)
     with pytest.raises(ValueError, match="weights must be positive and sum to 1"):
         SemiDiscrete(atoms, torch.ones(3))
+    with pytest.raises(ValueError, match="heights must be finite"):
+        SemiDiscrete(atoms, heights=torch.tensor([0.0, math.inf, 0.0]))
+    with pytest.raises(ValueError, match="heights must be on the device of the atoms, cpu; got meta"):
+        SemiDiscrete(atoms, heights=torch.zeros(3, device="meta"))
     with pytest.raises(TypeError, match="heights must have the dtype of the atoms"):
         SemiDiscrete(atoms, heights=torch.zeros(3).double())
     with pytest.raises(ValueError, match="z and atoms must have the same event shape"):
