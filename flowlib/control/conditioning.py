@@ -37,6 +37,7 @@ def conditioned(field: Field, log_likelihood: Callable[[Tensor, Tensor], Tensor]
 
     Raises:
         TypeError: If `field` is not a field.
+        ValueError: When the score is asked for, if `log_likelihood` does not return one value for each state.
 
     Example:
         >>> from flowlib import data, fields, paths
@@ -53,7 +54,10 @@ def conditioned(field: Field, log_likelihood: Callable[[Tensor, Tensor], Tensor]
     def conditional_score(x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         with torch.enable_grad():
             at = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(log_likelihood(at, t).sum(), at)
+            values = log_likelihood(at, t)
+            if values.shape != x.shape[:1]:
+                raise ValueError(f"log_likelihood must return shape [{x.shape[0]}], got {list(values.shape)}")
+            (gradient,) = torch.autograd.grad(values.sum(), at)
         return score(x, t, **conditions) + gradient
 
     return FunctionField(conditional_score, field.path, predicts="score")
@@ -82,7 +86,8 @@ def replacement(
         generator: Random generator.
 
     Returns:
-        A function `(i, t, x)` for the argument `callback` of `solvers.ode` and `solvers.predictor_corrector`.
+        A function `(i, t, x)` for the argument `callback` of `solvers.ode` and `solvers.predictor_corrector`. It
+        raises if the states do not fit `known`.
 
     Raises:
         TypeError: If `known` is not floating point or `mask` not boolean.
@@ -109,6 +114,10 @@ def replacement(
         projector = basis[mask].mT @ basis[mask]
 
     def replace(i: int, t: Tensor, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != event or known.shape[0] not in (1, x.shape[0]):
+            raise ValueError(f"known has shape {list(known.shape)}, which does not fit states {list(x.shape)}")
+        if known.dtype != x.dtype:
+            raise TypeError(f"known must have the dtype of the states, {x.dtype}; got {known.dtype}")
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         fresh = path.apply_interpolation(noise, known, t)
         if projector is None:

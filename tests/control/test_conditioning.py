@@ -132,3 +132,18 @@ def test_bad_input() -> None:
         control.replacement(known, mask, paths.vp(), basis=2 * torch.eye(2))
     with pytest.raises(TypeError, match="field must be a Field"):
         control.conditioned(lambda x, t: x, lambda x, t: x.sum(1))
+
+
+@pytest.mark.bad_input
+def test_silent_broadcasting_is_refused() -> None:
+    known, mask = torch.zeros(3, 2), torch.tensor([True, False])
+    replace, t = control.replacement(known, mask, paths.vp()), torch.tensor(0.5)
+    with pytest.raises(ValueError, match=r"known has shape \[3, 2\], which does not fit states \[4, 2\]"):
+        replace(0, t, torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"does not fit states \[3, 1\]"):
+        replace(0, t, torch.zeros(3, 1))
+    with pytest.raises(TypeError, match=r"dtype of the states, torch.float64; got torch.float32"):
+        replace(0, t.double(), torch.zeros(3, 2, dtype=torch.float64))
+    pulled = control.conditioned(MixtureField(prior(), paths.vp()), lambda x, t: -x.square())
+    with pytest.raises(ValueError, match=r"log_likelihood must return shape \[5\], got \[5, 2\]"):
+        pulled.score(torch.zeros(5, 2, dtype=torch.float64), 0.5)
