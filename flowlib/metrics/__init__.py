@@ -10,6 +10,7 @@ from flowlib.metrics.distances import (
     wasserstein2,
 )
 from flowlib.metrics.likelihood import bits_per_dim
+from flowlib.metrics.mode_mixture import mode_mixture_ratio, outside_modes
 from flowlib.metrics.trajectories import crossing_energy, path_length, straightness, transport_cost
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "energy_distance",
     "frechet_distance",
     "mmd",
+    "mode_mixture_ratio",
+    "outside_modes",
     "path_length",
     "precision_recall",
     "sliced_wasserstein2",
