@@ -110,7 +110,8 @@ def probabilities(x: Float[Tensor, "n 1 8 8"]) -> Float[Tensor, "n classes"]:
         torch.Size([5, 10])
     """
     _check(x)
-    return classifier()(x.detach().cpu().float()).softmax(1)
+    out: Tensor = classifier()(x.detach().cpu().float()).softmax(1)
+    return out
 
 
 def accuracy(x: Float[Tensor, "n 1 8 8"], y: Int[Tensor, " n"]) -> float:
