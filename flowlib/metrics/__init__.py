@@ -19,6 +19,7 @@ from flowlib.metrics.distances import (
 )
 from flowlib.metrics.likelihood import bits_per_dim
 from flowlib.metrics.memorisation import copying_z, denoising_error, memorised_fraction, nearest_neighbours
+from flowlib.metrics.mode_mixture import mode_mixture_ratio, outside_modes
 from flowlib.metrics.trajectories import (
     crossing_energy,
     explained_variance,
@@ -44,7 +45,9 @@ __all__ = [
     "line_integral",
     "memorised_fraction",
     "mmd",
+    "mode_mixture_ratio",
     "nearest_neighbours",
+    "outside_modes",
     "path_length",
     "precision_recall",
     "principal_fractions",

@@ -13,7 +13,16 @@ from flowlib._checks import check_state
 from flowlib.metrics.distances import frechet_distance
 from flowlib.metrics.distances import precision_recall as _precision_recall
 
-__all__ = ["Classifier", "accuracy", "classifier", "features", "frechet", "precision_recall", "predict"]
+__all__ = [
+    "Classifier",
+    "accuracy",
+    "classifier",
+    "features",
+    "frechet",
+    "precision_recall",
+    "predict",
+    "probabilities",
+]
 
 WEIGHTS = Path(__file__).parent.parent / "weights" / "digits_classifier.safetensors"
 
@@ -89,6 +98,19 @@ def predict(x: Float[Tensor, "n 1 8 8"]) -> Int[Tensor, " n"]:
     """The class the classifier sees in each image; arguments and errors as `features`."""
     _check(x)
     out: Tensor = classifier()(x.detach().cpu().float()).argmax(1)
+    return out
+
+
+def probabilities(x: Float[Tensor, "n 1 8 8"]) -> Float[Tensor, "n classes"]:
+    """The classifier's probability of each class, `[n, 10]`, rows summing to one; arguments and errors as `features`.
+
+    Example:
+        >>> from flowlib import data
+        >>> probabilities(data.digits.load("test").x[:5]).shape
+        torch.Size([5, 10])
+    """
+    _check(x)
+    out: Tensor = classifier()(x.detach().cpu().float()).softmax(1)
     return out
 
 
