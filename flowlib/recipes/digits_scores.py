@@ -230,7 +230,7 @@ def train(name: str, config: Config, *, verbose: bool = False) -> tuple[NetworkF
         noise = torch.randn(x.shape, generator=generator)
         value = objective(noise, x, generator=generator, **conditions).total
         descent.zero_grad(set_to_none=True)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         descent.step()
         schedule.step()

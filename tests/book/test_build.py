@@ -239,3 +239,31 @@ def test_pages_find_their_executed_notebooks_in_the_cache(tmp_path: Path) -> Non
     assert [result.fresh for result in results] == [False]
     site.fill_cache([page], results, build)
     cache.match_cache_notebook(read_myst_markdown_notebook(page.path.read_text()))
+
+
+def test_a_kernel_whose_port_was_taken_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = notebook(tmp_path, "n", "x = 1")
+    tries = []
+
+    def run(command, **options):
+        tries.append(command)
+        failed = len(tries) == 1
+        return subprocess.CompletedProcess(command, int(failed), "", "ZMQError: Address already in use" * failed)
+
+    monkeypatch.setattr(execute.subprocess, "run", run)
+    execute.notebook_file(page, tmp_path / "_build").parent.mkdir(parents=True)
+    assert execute._run(page, "key", tmp_path / "_build").fresh
+    assert len(tries) == 2
+
+
+def test_other_failures_are_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def run(command, **options):
+        tries.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "NameError: name 'y' is not defined")
+
+    monkeypatch.setattr(execute.subprocess, "run", run)
+    with pytest.raises(BuildError, match="NameError"):
+        execute._run(notebook(tmp_path, "n", "y"), "key", tmp_path / "_build")
+    assert len(tries) == 1
