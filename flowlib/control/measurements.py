@@ -224,7 +224,8 @@ def blur(kernel: Tensor, event: Sequence[int]) -> Measurement:
 
     def multiplied(x: Tensor, by: Tensor) -> Tensor:
         factor = by.to(x.device, torch.promote_types(x.dtype, torch.complex64) if by.is_complex() else x.dtype)
-        return torch.fft.irfft2(torch.fft.rfft2(x) * factor, s=event[-2:])
+        out: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * factor, s=event[-2:])
+        return out
 
     return Measurement(
         event,
@@ -258,7 +259,7 @@ def downsample(factor: int, event: Sequence[int]) -> Measurement:
     shape = (*event[:-2], event[-2] // factor, event[-1] // factor)
 
     def forward(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (shape[-1], factor)).unflatten(-3, (shape[-2], factor)).mean((-1, -3))
+        return x.reshape(-1, *event[:-2], shape[-2], factor, shape[-1], factor).mean((-1, -3))
 
     def transpose(y: Tensor) -> Tensor:
         return y.repeat_interleave(factor, -1).repeat_interleave(factor, -2) / factor**2
@@ -297,11 +298,13 @@ def radial_kspace(lines: int, event: Sequence[int]) -> Measurement:
     index = seen.flatten().nonzero().flatten()
 
     def forward(x: Tensor) -> Tensor:
-        return torch.fft.fft2(x, norm="ortho").flatten(-2)[..., index.to(x.device)]
+        spectrum: Tensor = torch.fft.fft2(x, norm="ortho")
+        return spectrum.flatten(-2)[..., index.to(x.device)]
 
     def transpose(y: Tensor) -> Tensor:
         spectrum = y.new_zeros(*y.shape[:-1], height * width)
-        spectrum = spectrum.index_copy(-1, index.to(y.device), y).unflatten(-1, (height, width))
-        return torch.fft.ifft2(spectrum, norm="ortho").real
+        spectrum = spectrum.index_copy(-1, index.to(y.device), y).reshape(-1, *event)
+        image: Tensor = torch.fft.ifft2(spectrum, norm="ortho").real
+        return image
 
     return Measurement(event, (*event[:-2], len(index)), True, forward, transpose, _constant(1.0))
