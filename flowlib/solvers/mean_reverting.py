@@ -108,7 +108,7 @@ def mr_step(
         weights = _weights(nodes, -h)
         spread = nu * sigma[0] * math.sqrt(math.expm1(2 * h))
         rest = 1 - decay
-    out = decay * x + rest * mu
+    out: Tensor = decay * x + rest * mu
     for weight, value in zip(weights, predictions, strict=True):
         out = out + gain * weight * value
     if spread == 0.0:
