@@ -89,8 +89,9 @@ def mr_step(
         raise ValueError(
             f"u must come after times, and these must decrease; got u = {float(u):g} after {clock[1:].tolist()}"
         )
-    alpha, sigma = schedule.alpha(clock).tolist(), schedule.sigma(clock).tolist()
-    lam = (schedule.log_snr(clock) / 2).tolist()
+    alpha: list[float] = schedule.alpha(clock).tolist()
+    sigma: list[float] = schedule.sigma(clock).tolist()
+    lam: list[float] = (schedule.log_snr(clock) / 2).tolist()
     if sigma[0] == 0.0:
         if form == "noise":
             raise ValueError("a step onto sigma = 0 needs form='data'")
@@ -108,7 +109,7 @@ def mr_step(
         weights = _weights(nodes, -h)
         spread = nu * sigma[0] * math.sqrt(math.expm1(2 * h))
         rest = 1 - decay
-    out: Tensor = decay * x + rest * mu
+    out = decay * x + rest * mu
     for weight, value in zip(weights, predictions, strict=True):
         out = out + gain * weight * value
     if spread == 0.0:
