@@ -3,6 +3,7 @@
 from flowlib.solvers.ancestral import ancestral
 from flowlib.solvers.late import perturb, teleport
 from flowlib.solvers.likelihood import divergence, log_likelihood
+from flowlib.solvers.mean_reverting import angular_velocity, data_from_angular, mr_sampler, mr_step
 from flowlib.solvers.ode import METHODS, invert, ode
 from flowlib.solvers.predictor_corrector import PREDICTORS, langevin, predictor_corrector
 from flowlib.solvers.sde import SDE_METHODS, eta_squared, sde
@@ -14,11 +15,15 @@ __all__ = [
     "SDE_METHODS",
     "Trajectory",
     "ancestral",
+    "angular_velocity",
+    "data_from_angular",
     "divergence",
     "eta_squared",
     "invert",
     "langevin",
     "log_likelihood",
+    "mr_sampler",
+    "mr_step",
     "ode",
     "perturb",
     "predictor_corrector",
