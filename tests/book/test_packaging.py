@@ -72,7 +72,7 @@ print((time.perf_counter() - middle) / (middle - start))
 
 
 def test_importing_the_library_does_not_import_what_it_may_not_need() -> None:
-    heavy = ("matplotlib", "ot", "sklearn", "torchdiffeq", "triton", "IPython", "beartype", "scipy")
+    heavy = ("matplotlib", "ot", "sklearn", "torchdiffeq", "triton", "IPython", "beartype", "scipy", "lightning_fabric")
     code = (
         "import sys, torch\nbefore = set(sys.modules)\n"
         "from flowlib import claims, couplings, data, fields, metrics, nets, objectives, paths\n"
