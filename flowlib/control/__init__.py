@@ -1,5 +1,6 @@
 """Control: fields, solver callbacks and samplers that steer towards a condition."""
 
+from flowlib.control import measurements
 from flowlib.control.conditioning import conditioned, replacement
 from flowlib.control.guidance import CombinedField, Term, classifier_free, compose, guided, interval, tilted
 
@@ -11,6 +12,7 @@ __all__ = [
     "conditioned",
     "guided",
     "interval",
+    "measurements",
     "replacement",
     "tilted",
 ]
