@@ -175,7 +175,7 @@ class Shards:
                 raise ValueError(
                     f"shard {file} has {file.stat().st_size} bytes, the index says {size}: copied half-way?"
                 )
-        self.ends = list(accumulate(rows for _, rows in self.files))
+        self.ends: list[int] = list(accumulate(rows for _, rows in self.files))
         self.open: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -214,7 +214,7 @@ class Shards:
             header, found = _header(file)
             if header != self.fields or found != rows:
                 raise ValueError(f"shard {file} is not the one of the index: {found} rows of {header}")
-            handle = safe_open(file, framework="pt")
+            handle: Any = safe_open(file, framework="pt")
             self.open[shard] = {name: handle.get_slice(name) for name in self.fields}
         return self.open[shard]
 

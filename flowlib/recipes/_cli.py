@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main"]
+__all__ = ["Commands", "main"]
+
+Commands = Mapping[str, Callable[..., Any]]
 
 
 def main(
-    commands: Mapping[str, Callable[..., Any]],
+    commands: Commands,
     presets: Mapping[str, tuple[str, Any]],
     smoke: Callable[[Path], Any],
     description: str | None,

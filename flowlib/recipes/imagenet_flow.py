@@ -20,7 +20,7 @@ Under SLURM, on four such nodes (the same command goes on after a time limit, wi
         --data latents --run.out runs/sit-xl-2 --run.devices 8 --run.nodes 4
 """
 
-import sys
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,14 +31,16 @@ from torch import Tensor, nn
 
 from flowlib import nets, objectives, paths, solvers
 from flowlib._checks import check_positive
+from flowlib.control import classifier_free
 from flowlib.data.shards import Shards, ShardWriter, write_index
 from flowlib.fields import NetworkField
-from flowlib.recipes import _cli, _images
+from flowlib.recipes import _cli, _images, imagenet_latents
+from flowlib.recipes._evaluation import evaluate
 from flowlib.training import distributed
 from flowlib.training.distributed import Run
 from flowlib.training.randomness import seed_of
 
-__all__ = ["PRESETS", "Config", "Model", "estimate", "load", "main", "sample", "smoke", "train"]
+__all__ = ["PRESETS", "Config", "Model", "estimate", "evaluate", "load", "main", "sample", "smoke", "train"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         Config(times="logit_normal", run=Run(out=Path("runs/sit-xl-2-logit-normal"))),
     ),
 }
-"""The papers' configurations: batch 256, learning rate 1e-4 constant, no weight decay, EMA 0.9999, labels hidden 10%."""
+"""The papers' settings: batch 256, constant learning rate 1e-4, no weight decay, EMA 0.9999, labels hidden 10%."""
 
 
 def train(config: Config, fabric: Any = None) -> distributed.Result:
@@ -158,7 +160,11 @@ def train(config: Config, fabric: Any = None) -> distributed.Result:
         fabric=fabric,
         prepare=_images.drawn(latents.record),
         flops=distributed.count_flops(network, *_inputs(config.model)),
-        record={"recipe": "imagenet_flow", "config": asdict(replace(config, run=replace(config.run))), "data": latents.record},
+        record={
+            "recipe": "imagenet_flow",
+            "config": json.loads(json.dumps(asdict(config), default=str)),
+            "data": latents.record,
+        },
     )
 
 
@@ -169,7 +175,7 @@ def load(weights: Path) -> tuple[NetworkField, dict[str, Any]]:
         FileNotFoundError: If there are no weights.
         ValueError: If they are of another recipe.
     """
-    record, tensors = _images.read_weights(weights, "imagenet_flow")
+    tensors, record = _images.read_weights(weights, "imagenet_flow")
     given = record["config"]
     config = Config(model=Model(**given["model"]), path=given["path"], predicts=given["predicts"])
     network = config.model.build()
@@ -218,20 +224,27 @@ def sample(
         fabric = distributed.connect(Run(devices=devices, batch_size=devices, micro_batch=1))
     decode = _images.decoder(record["data"], vae, fabric.device)
     field_ = field_.to(fabric.device)
-    guided = _images.guided(field_, guidance)
+    guided = field_ if guidance == 1 else classifier_free(field_, guidance)
     classes, shape = record["data"]["classes"], record["data"]["shape"]
     writer = ShardWriter(out, rows=1024, prefix=f"{fabric.global_rank:04d}-")
     for number in range(fabric.global_rank, -(-n // batch), fabric.world_size):
         first, last = number * batch, min((number + 1) * batch, n)
         generator = torch.Generator(fabric.device).manual_seed(seed_of(seed, number))
-        x0 = torch.randn(batch, *shape, generator=generator, device=fabric.device)[: last - first]
+        x0 = field_.path.sample_prior((batch, *shape), generator=generator, device=fabric.device)[: last - first]
         y = torch.arange(first, last, device=fabric.device) % classes
-        x1 = solvers.ode(guided, field_.path.prior_scale * x0, steps=steps, method=method, keep=False, y=y).end
+        x1 = solvers.ode(guided, x0, steps=steps, method=method, keep=False, y=y).end
         writer.add(image=decode(x1), y=y, number=torch.arange(first, last))
     writer.close()
     fabric.barrier()
     if fabric.is_global_zero:
-        settings = {"weights": str(weights), "n": n, "steps": steps, "method": method, "guidance": guidance, "seed": seed}
+        settings = {
+            "weights": str(weights),
+            "n": n,
+            "steps": steps,
+            "method": method,
+            "guidance": guidance,
+            "seed": seed,
+        }
         write_index(out, {**settings, "step": record["step"]})
     fabric.barrier()
     return out
@@ -273,9 +286,49 @@ def estimate(
 
 
 def _field(config: Config, network: nn.Module) -> NetworkField:
-    path = {"linear": paths.linear, "vp": paths.vp, "cosine": paths.cosine}[config.path]()
-    return NetworkField(network, path, predicts=config.predicts)
+    return NetworkField(network, paths.by_name(config.path), predicts=config.predicts)
 
 
 def _inputs(model: Model) -> tuple[Tensor, Tensor]:
     return torch.empty(1, model.channels, model.size, model.size), torch.empty(1)
+
+
+def smoke(folder: Path) -> dict[str, float]:
+    """The whole pipeline on made-up images, on the CPU: images, latents, training, a resume, samples, evaluation.
+
+    Args:
+        folder: Where it works; what an earlier call left there is deleted.
+
+    Returns:
+        The figures of the evaluation, on features of a random network.
+    """
+    run = Run(
+        out=folder / "run", steps=12, batch_size=32, micro_batch=8, lr=1e-3, ema=0.9, precision="fp32",
+        accelerator="cpu", workers=0, save_every=6, log_every=3,
+    )  # fmt: skip
+    fabric = distributed.connect(run)
+    _images.make_up(folder, fabric)
+    data = imagenet_latents.encode(folder / "images", folder / "latents", size=16, batch=16, fabric=fabric)
+    config = Config(
+        data=data, model=Model(size=16, channels=3, patch=4, width=64, depth=2, heads=4, classes=4), run=run
+    )
+    train(replace(config, run=replace(run, steps=6)), fabric)
+    result = train(config, fabric)  # goes on from the sixth step
+    if result.weights is None:
+        raise RuntimeError(f"the run stopped at step {result.step}")
+    samples = sample(result.weights, folder / "samples", n=48, steps=4, guidance=1.5, batch=16, fabric=fabric)
+    figures = {}
+    if fabric.is_global_zero:
+        figures = evaluate(samples, folder / "images", features="random", size=16)
+    fabric.barrier()
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> Any:
+    """The command line: see the top of this file."""
+    commands: _cli.Commands = {"train": train, "sample": sample, "evaluate": evaluate, "estimate": estimate}
+    return _cli.main(commands, PRESETS, smoke, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -39,10 +39,25 @@ from flowlib.training.ema import EMA
 from flowlib.training.loop import Objective, learning_rate
 from flowlib.training.randomness import order, seed_of
 
-__all__ = ["PEAK_FLOPS", "Dataset", "Result", "Run", "connect", "count_flops", "gpu_hours", "read_log", "train"]
+__all__ = [
+    "PEAK_FLOPS",
+    "Dataset",
+    "Prepare",
+    "Result",
+    "Run",
+    "connect",
+    "count_flops",
+    "gpu_hours",
+    "read_log",
+    "train",
+]
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 """Dense bf16 FLOP/s by a part of the device's name (vendors' data sheets, without sparsity)."""
+
+
+Prepare = Callable[[Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+"""From what a data set gives for a micro-batch and its generator to states and conditions."""
 
 
 @runtime_checkable
@@ -199,7 +214,7 @@ def train(
     run: Run,
     *,
     fabric: Any = None,
-    prepare: Callable[[Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]] | None = None,
+    prepare: Prepare | None = None,
     flops: float | None = None,
     record: dict[str, Any] | None = None,
 ) -> Result:
