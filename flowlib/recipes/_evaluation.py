@@ -69,7 +69,10 @@ def evaluate(
         raise ValueError(f"features of samples and reference differ in width: {fake.shape[1]} and {real.shape[1]}")
     width, subset = real.shape[1], min(len(real), len(fake), 1000)
     ready = _Ready(width)
-    alone = {"normalize": True, "sync_on_compute": False}  # one process evaluates, whatever others there are
+    alone: dict[str, Any] = {
+        "normalize": True,
+        "sync_on_compute": False,
+    }  # one process evaluates, whatever others there are
     fid = FrechetInceptionDistance(feature=ready, input_img_size=(1, 1, width), **alone).set_dtype(torch.float64)
     kid = KernelInceptionDistance(feature=ready, subset_size=subset, subsets=100 if subset == 1000 else 10, **alone)
     for metric in (fid, kid):
