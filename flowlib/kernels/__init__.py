@@ -1,0 +1,9 @@
+"""Triton kernels for GPUs, each beside a plain-PyTorch reference and behind one function.
+
+On the CPU, or without triton, the functions run their references. The kernels, in `flowlib/kernels/_triton/`, are
+imported when first used.
+"""
+
+from flowlib.kernels.adaln import adaln_modulate
+
+__all__ = ["adaln_modulate"]
