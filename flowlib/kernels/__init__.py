@@ -6,6 +6,7 @@ imported when first used.
 
 from flowlib.kernels.adaln import adaln_modulate
 from flowlib.kernels.flow_pair import flow_matching_pair, philox, philox_normal
+from flowlib.kernels.scan import selective_scan
 from flowlib.kernels.transport import sinkhorn
 
-__all__ = ["adaln_modulate", "flow_matching_pair", "philox", "philox_normal", "sinkhorn"]
+__all__ = ["adaln_modulate", "flow_matching_pair", "philox", "philox_normal", "selective_scan", "sinkhorn"]
