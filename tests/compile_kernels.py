@@ -17,20 +17,23 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from flowlib.kernels._triton import adaln, flow_pair, scan, transport
+from flowlib.kernels._triton import adaln, block_causal, flow_pair, scan, transport
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 F32 = tl.float32
-ALIGNED = {"width", "channels", "size", "x1_b"} | {
+ALIGNED = {"width", "dim", "channels", "size", "x1_b"} | {
     f"{x}_{axis}"
     for x in ("x", "branch", "h", "dh", "dy", "u", "delta", "b", "c", "q", "k", "v", "g", "o", "do")
-    for axis in "bht"
+    for axis in "bhtp"
 }
 
 
-def kernels() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
-    """Name: kernel, types of arguments that are not int32, constants, warps."""
+def kernels() -> dict[str, tuple[Any, ...]]:
+    """Name: kernel, types of arguments that are not int32, constants, warps and, if not three, stages."""
     half = "*bf16"
+    heads = {"COMPUTE": F32, "OPERAND": tl.bfloat16, "DIM": 64}
+    attention_backward = dict.fromkeys(("q", "k", "v", "do", "dq", "dk", "dv"), half)
+    attention_backward |= dict.fromkeys(("lse", "delta"), "*fp32") | {"scale": "fp32", "root": "fp32"}
     scan_constants = {"COMPUTE": F32, "CHUNK": scan.CHUNK, "CHANNELS": scan.CHANNELS, "STATES": 16}
     return {
         "adaln forward": (
@@ -58,6 +61,31 @@ def kernels() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
             flow_pair.pair_backward_kernel,
             {"table": "*fp32", "dx_t": half, "dv": half, "dx1": half},
             {"COMPUTE": F32, "BLOCK": 1024},
+            4,
+        ),
+        "attention forward": (
+            block_causal.forward_kernel,
+            dict.fromkeys(("q", "k", "v", "o"), half) | {"lse": "*fp32", "scale": "fp32"},
+            dict.fromkeys(("q_d", "k_d", "v_d"), 1) | heads | {"ROWS": 128, "COLUMNS": 64},
+            8,
+        ),
+        "attention query gradient": (
+            block_causal.query_gradient_kernel,
+            attention_backward,
+            dict.fromkeys(("q_d", "k_d", "v_d", "do_d"), 1) | heads | {"ROWS": 128, "COLUMNS": 64},
+            8,
+        ),
+        "attention key gradient": (
+            block_causal.key_value_gradient_kernel,
+            attention_backward,
+            dict.fromkeys(("q_d", "k_d", "v_d", "do_d"), 1) | heads | {"ROWS": 128, "COLUMNS": 64},
+            8,
+            2,
+        ),
+        "attention paged": (
+            block_causal.paged_kernel,
+            dict.fromkeys(("q", "keys", "values", "o"), half) | {"table": "*i32", "scale": "fp32"},
+            dict.fromkeys(("q_d", "k_d", "v_d"), 1) | heads | {"ROWS": 64, "COLUMNS": 64},
             4,
         ),
         "scan forward": (
@@ -88,20 +116,21 @@ def kernels() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
     }
 
 
-def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int) -> dict[str, Any]:
+def compiled(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, stages: int = 3
+) -> dict[str, Any]:
     """Registers, bytes spilled, bytes of shared memory, and whether tensor cores multiply whole warp groups."""
-    unknown = (types.keys() | constants.keys()) - set(kernel.arg_names)
+    unknown = constants.keys() - set(kernel.arg_names)
     if unknown:
         raise KeyError(f"{kernel.__name__} has no arguments {unknown}")
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*")
-        or (signature[name] == "i32" and re.search(r"_[bhtcpwm]$|^width$|^channels$", name))
+        if signature[name].startswith("*") or (signature[name] == "i32" and name in ALIGNED)
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages})
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernel.ptx")
         ptx.write_text(code.asm["ptx"])

@@ -5,8 +5,27 @@ imported when first used.
 """
 
 from flowlib.kernels.adaln import adaln_modulate
+from flowlib.kernels.block_causal import (
+    FrameCache,
+    block_causal_attention,
+    block_causal_mask,
+    paged_attention,
+    visible_pairs,
+)
 from flowlib.kernels.flow_pair import flow_matching_pair, philox, philox_normal
 from flowlib.kernels.scan import selective_scan
 from flowlib.kernels.transport import sinkhorn
 
-__all__ = ["adaln_modulate", "flow_matching_pair", "philox", "philox_normal", "selective_scan", "sinkhorn"]
+__all__ = [
+    "FrameCache",
+    "adaln_modulate",
+    "block_causal_attention",
+    "block_causal_mask",
+    "flow_matching_pair",
+    "paged_attention",
+    "philox",
+    "philox_normal",
+    "selective_scan",
+    "sinkhorn",
+    "visible_pairs",
+]

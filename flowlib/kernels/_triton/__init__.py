@@ -29,3 +29,7 @@ def compute_type(dtype: torch.dtype) -> tl.dtype:
 def operand_type(dtype: torch.dtype) -> tl.dtype:
     """The dtype of operands of `tl.dot`; the interpreter keeps bfloat16 as integers and must not multiply it."""
     return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else _TYPES[dtype]
+
+
+PRECISION = tl.constexpr("tf32x3")
+"""How `tl.dot` multiplies float32: three products of rounded halves, nearly as exact as float32 and on tensor cores."""
