@@ -17,11 +17,11 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from flowlib.kernels._triton import adaln, block_causal, flow_pair, scan, transport
+from flowlib.kernels._triton import adaln, block_causal, flow_pair, linear_attention, scan, transport
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 F32 = tl.float32
-ALIGNED = {"width", "dim", "channels", "size", "x1_b"} | {
+ALIGNED = {"width", "dim", "channels", "size", "x1_b", "n_keys", "n_values"} | {
     f"{x}_{axis}"
     for x in ("x", "branch", "h", "dh", "dy", "u", "delta", "b", "c", "q", "k", "v", "g", "o", "do")
     for axis in "bhtp"
@@ -34,6 +34,11 @@ def kernels() -> dict[str, tuple[Any, ...]]:
     heads = {"COMPUTE": F32, "OPERAND": tl.bfloat16, "DIM": 64}
     attention_backward = dict.fromkeys(("q", "k", "v", "do", "dq", "dk", "dv"), half)
     attention_backward |= dict.fromkeys(("lse", "delta"), "*fp32") | {"scale": "fp32", "root": "fp32"}
+    linear = dict.fromkeys(("q", "k", "v", "do", "o", "dq", "dk", "dv", "scores", "states", "dstates"), half)
+    linear |= dict.fromkeys(("decay", "initial", "final", "dinitial", "dfinal", "ddecay"), "*fp32") | {"scale": "fp32"}
+    ones = dict.fromkeys(("q_d", "k_d", "v_d", "do_d"), 1)
+    walk = {"COMPUTE": F32, "OPERAND": tl.bfloat16, "CHUNK": 64, "KEYS": 64, "VALUES": 64}
+    local = walk
     scan_constants = {"COMPUTE": F32, "CHUNK": scan.CHUNK, "CHANNELS": scan.CHANNELS, "STATES": 16}
     return {
         "adaln forward": (
@@ -88,6 +93,17 @@ def kernels() -> dict[str, tuple[Any, ...]]:
             dict.fromkeys(("q_d", "k_d", "v_d"), 1) | heads | {"ROWS": 64, "COLUMNS": 64},
             4,
         ),
+        "linear states": (linear_attention.state_kernel, linear, ones | walk, 4),
+        "linear scores": (linear_attention.score_kernel, linear, ones | local | {"LEVELS": 6}, 4),
+        "linear outputs": (linear_attention.output_kernel, linear, ones | local, 4),
+        "linear state gradient": (linear_attention.state_gradient_kernel, linear, ones | walk, 4),
+        "linear value gradient": (linear_attention.value_gradient_kernel, linear, ones | local, 4),
+        "linear query and key gradient": (
+            linear_attention.query_key_gradient_kernel,
+            linear,
+            ones | local | {"LEVELS": 6},
+            4,
+        ),
         "scan forward": (
             scan.forward_kernel,
             dict.fromkeys(("u", "delta", "a", "b", "c", "d", "y"), half) | {"states": "*fp32"},
@@ -120,9 +136,7 @@ def compiled(
     kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, stages: int = 3
 ) -> dict[str, Any]:
     """Registers, bytes spilled, bytes of shared memory, and whether tensor cores multiply whole warp groups."""
-    unknown = constants.keys() - set(kernel.arg_names)
-    if unknown:
-        raise KeyError(f"{kernel.__name__} has no arguments {unknown}")
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     aligned = {
         (i,): [["tt.divisibility", 16]]

@@ -13,6 +13,7 @@ from flowlib.kernels.block_causal import (
     visible_pairs,
 )
 from flowlib.kernels.flow_pair import flow_matching_pair, philox, philox_normal
+from flowlib.kernels.linear_attention import gated_linear_attention
 from flowlib.kernels.scan import selective_scan
 from flowlib.kernels.transport import sinkhorn
 
@@ -22,6 +23,7 @@ __all__ = [
     "block_causal_attention",
     "block_causal_mask",
     "flow_matching_pair",
+    "gated_linear_attention",
     "paged_attention",
     "philox",
     "philox_normal",
