@@ -1,11 +1,17 @@
 """A causal transformer over blocks of tokens: the backbone of autoregressive image and video models."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from flowlib.kernels import FrameCache, block_causal_attention
 
-__all__ = ["BlockTransformer", "CausalBlock", "rotate"]
+__all__ = ["Attention", "BlockTransformer", "CausalBlock", "rotate"]
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From queries, keys and values `[batch, heads, tokens, dim]` to attended values."""
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
@@ -59,7 +65,7 @@ class CausalBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, h: Tensor, condition: Tensor, attend: "Attend") -> Tensor:
+    def forward(self, h: Tensor, condition: Tensor, attend: Attention) -> Tensor:
         """Transform tokens `[B, T, W]` under conditions `[B, T, W]` or `[B, 1, W]`; `attend` does q, k, v to values."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, -1)
         batch, tokens, width = h.shape
@@ -70,7 +76,7 @@ class CausalBlock(nn.Module):
         return out
 
 
-class Attend:
+class _BlockCausal:
     """Block-causal attention of a whole sequence, with rotary positions by block.
 
     Args:
@@ -114,11 +120,11 @@ class BlockTransformer(nn.Module):
         self.heads, self.width, self.frame, self.window, self.sink = heads, width, frame, window, sink
         self.blocks = nn.ModuleList(CausalBlock(width, heads) for _ in range(depth))
 
-    def forward(self, h: Tensor, condition: Tensor, attend: Attend | None = None) -> Tensor:
+    def forward(self, h: Tensor, condition: Tensor, attend: Attention | None = None) -> Tensor:
         """Transform a whole sequence `[B, T, W]`, T a multiple of the block; conditions `[B, T, W]` or `[B, 1, W]`."""
         if h.shape[1] % self.frame:
             raise ValueError(f"h must hold whole blocks of {self.frame} tokens, got {h.shape[1]} tokens")
-        attend = attend or Attend(self.frame, self.window, self.sink)
+        attend = attend or _BlockCausal(self.frame, self.window, self.sink)
         for block in self.blocks:
             h = block(h, condition, attend)
         return h
@@ -134,14 +140,15 @@ class BlockTransformer(nn.Module):
         Raises:
             ValueError: If neither the network nor the caller says how many blocks to keep.
         """
-        like = self.blocks[0].qkv.weight if like is None else like
+        own: Any = self.blocks[0]
+        place: Tensor = own.qkv.weight if like is None else like
         window = self.window if self.window is not None else slots
         if window is None:
             raise ValueError("slots must be given: the network sees all blocks, so a cache must be told its length")
         return [
             FrameCache(
                 batch, self.heads, self.frame, self.width // self.heads,
-                window=window, sink=self.sink, dtype=like.dtype, device=like.device, rolling=self.window is not None,
+                window=window, sink=self.sink, dtype=place.dtype, device=place.device, rolling=self.window is not None,
             )
             for _ in self.blocks
         ]  # fmt: skip

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from flowlib.kernels import FrameCache
-from flowlib.nets.dit import patches_to_image, image_to_patches, sine_cosine_2d
+from flowlib.nets.dit import image_to_patches, patches_to_image, sine_cosine_2d
 from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding, check_input
 from flowlib.nets.transformer import BlockTransformer, rotate
 
@@ -124,11 +124,12 @@ class VideoDiT(nn.Module):
         return self._image(self.backbone.step(self._tokens(x), condition, caches, keep=keep), condition, x.shape[0])
 
     def _tokens(self, x: Tensor) -> Tensor:
-        return self.first(image_to_patches(x, self.patch)) + self.positions
+        out: Tensor = self.first(image_to_patches(x, self.patch)) + self.positions
+        return out
 
     def _condition(self, t: Tensor, y: Tensor | None, frames: int) -> Tensor:
         """Of every frame, `[frames in all, 1, W]`."""
-        condition = self.time(t)
+        condition: Tensor = self.time(t)
         if self.labels is not None:
             if y is not None:
                 y = y.reshape(-1, frames)[:, :1].expand(-1, frames).flatten()
