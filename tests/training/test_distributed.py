@@ -28,7 +28,7 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 
 def launch(*runs: dict, processes: int) -> subprocess.CompletedProcess[str]:
     """Call the worker in processes of its own, one after another on the same ones."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     if processes == 1:
         command = [sys.executable]
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "PYTHONWARNINGS": "ignore"}
