@@ -37,13 +37,14 @@ def chapter(root: Path, name: str) -> None:
     print(f"Running {page.docname}:", flush=True)
     results = execute.run_all([page], build)
     pages = all_notebooks(root)
-    rows = claims.gather(pages, build)
-    have = [other for other in pages if execute.notebook_file(other, build).is_file()]
-    missing = [other.docname for other in pages if other not in have]
+    others = [other for other in pages if other.docname != page.docname]
+    shown = {other.docname: execute.last_shown(other, build) for other in others}
+    missing = [other for other in others if shown[other.docname] is None]
     if missing:
-        print(f"Not yet run, so they run now: {', '.join(missing)}", flush=True)
-        results += execute.run_all([other for other in pages if other.docname in missing], build)
-        rows = claims.gather(pages, build)
+        print(f"Not yet run as they are, so they run now: {', '.join(p.docname for p in missing)}", flush=True)
+        results += execute.run_all(missing, build)
+    results += [result for result in shown.values() if result is not None]
+    rows = claims.gather(pages, build)
     site.write_api_pages(root)
     toc = site.write_toc(root, build)
     site.fill_cache(pages, results, build)

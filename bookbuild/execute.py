@@ -79,6 +79,19 @@ def run_all(pages: list[Page], build: Path, workers: int | None = None) -> list[
     return results
 
 
+def last_shown(page: Page, build: Path) -> Result | None:
+    """How a page's last run went, if its code is still the code that ran; the library may have changed since."""
+    import jupytext
+    import nbformat
+
+    record, file = _record(page, build), notebook_file(page, build)
+    if record is None or not file.is_file():
+        return None
+    then, now = nbformat.read(file, as_version=4), jupytext.read(page.path)
+    code = [[cell.source for cell in notebook.cells if cell.cell_type == "code"] for notebook in (then, now)]
+    return Result(page.docname, record["key"], record["seconds"], False) if code[0] == code[1] else None
+
+
 def notebook_file(page: Page, build: Path) -> Path:
     """Where the executed notebook is kept."""
     return build / "executed" / f"{page.docname}.ipynb"

@@ -104,6 +104,17 @@ class TestExecution:
         results = {r.docname: r.fresh for r in execute.run_all([one, two], build)}
         assert results == {"chapters/01-part/one": False, "chapters/01-part/two": True}
 
+    def test_a_chapter_is_shown_as_it_ran_until_its_code_changes(self, tmp_path: Path) -> None:
+        build = tmp_path / "_build"
+        page = notebook(tmp_path, "one", "print(1)")
+        assert execute.last_shown(page, build) is None
+        (ran,) = execute.run_all([page], build)
+        page = notebook(tmp_path, "one", "print(1)", prose="Other prose.")
+        shown = execute.last_shown(page, build)
+        assert shown is not None
+        assert (shown.key, shown.fresh) == (ran.key, False)
+        assert execute.last_shown(notebook(tmp_path, "one", "print(2)"), build) is None
+
     def test_claims_survive_when_nothing_runs(self, tmp_path: Path) -> None:
         build = tmp_path / "_build"
         cell = 'from flowlib import claims\nclaims.check("paper/claim", [0.5, 0.7], "< 1", source="Thm 1")'
