@@ -13,7 +13,7 @@ import triton.language as tl
 from flowlib.kernels._triton import PRECISION, compute_type, operand_type
 
 CHUNK = 64
-"""Tokens of a chunk: four warps multiply tiles of 64 rows."""
+"""Tokens of a chunk: tensor cores take 64 rows at once."""
 BLOCK = 64
 """Features of keys or values that one program of the walks over chunks keeps."""
 
@@ -93,7 +93,7 @@ def score_kernel(
     at = decay + (head * chunks + c) * CHUNK * n_keys
     b_t = load_matrix(at, i, d, CHUNK, n_keys)
     a = tl.where(i[:, None] == i[None, :], tl.sum(queries * keys, 1)[:, None], 0.0)
-    for level in tl.static_range(LEVELS):
+    for level in range(LEVELS):
         of_query, of_key = level_decays(at, b_t, i, d, n_keys, 1 << level, CHUNK)
         left, right = (queries * of_query).to(OPERAND), (keys * of_key).to(OPERAND)
         product = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=COMPUTE)
@@ -187,10 +187,12 @@ def query_key_gradient_kernel(
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr,
     LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """One program, one chunk: gradients by the states, by `A` level by level, and `ddecay = q dq - k dk`."""
-    c, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    """One program, one chunk and a block of keys' features: gradients by the states, by `A` level by level, and
+    `ddecay = q dq - k dk`."""
+    c, head = tl.program_id(0), tl.program_id(2).to(tl.int64)
     b, h = head // heads, head % heads
-    i, d = tl.arange(0, CHUNK), tl.arange(0, KEYS)
+    i = tl.arange(0, CHUNK)
+    d = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
     t = c * CHUNK + i
     da = tl.zeros([CHUNK, CHUNK], COMPUTE)
     grad_q = tl.zeros([CHUNK, KEYS], COMPUTE)
@@ -212,7 +214,7 @@ def query_key_gradient_kernel(
     diagonal = tl.sum(tl.where(i[:, None] == i[None, :], da, 0.0), 1)
     grad_q = grad_q * tl.exp(b_t) + diagonal[:, None] * keys
     grad_k = grad_k * tl.exp(b_end[None, :] - b_t) + diagonal[:, None] * queries
-    for level in tl.static_range(LEVELS):
+    for level in range(LEVELS):
         of_query, of_key = level_decays(at, b_t, i, d, n_keys, 1 << level, CHUNK)
         left, right = (queries * of_query).to(OPERAND), (keys * of_key).to(OPERAND)
         part = tl.where(level_mask(i, 1 << level), da, 0.0).to(OPERAND)
@@ -232,12 +234,12 @@ def cumulative(log_decay, chunk):
 
 
 def constants(q, v):
-    """What the kernels are compiled for."""
+    """What kernels are compiled for: in common, with features in blocks (`walk`), with all keys' features (`local`)."""
     chunk = min(CHUNK, max(16, triton.next_power_of_2(q.shape[2])))
     keys, values = (max(16, triton.next_power_of_2(x.shape[3])) for x in (q, v))
-    meta = {"COMPUTE": compute_type(q.dtype), "OPERAND": operand_type(q.dtype), "CHUNK": chunk}
-    walk = {"KEYS": min(keys, BLOCK), "VALUES": min(values, BLOCK), "num_warps": 4}
-    local = {"KEYS": keys, "VALUES": min(values, BLOCK), "num_warps": 4 if keys <= 64 else 8}
+    meta = {"COMPUTE": compute_type(q.dtype), "OPERAND": operand_type(q.dtype), "CHUNK": chunk, "num_warps": 8}
+    walk = {"KEYS": min(keys, BLOCK), "VALUES": min(values, BLOCK)}
+    local = {"KEYS": keys, "VALUES": min(values, BLOCK)}
     return meta, walk, local, chunk.bit_length() - 1
 
 
@@ -262,7 +264,7 @@ class GatedLinearAttention(torch.autograd.Function):
         )
         score_kernel[(chunks, batch * heads)](
             q, k, decay, scores, scale, *sizes[:4], *q.stride(), *k.stride(),
-            **meta, KEYS=local["KEYS"], LEVELS=levels, num_warps=local["num_warps"],
+            **meta, KEYS=local["KEYS"], LEVELS=levels,
         )  # fmt: skip
         output_kernel[(chunks, blocks, batch * heads)](
             q, v, decay, scores, states, o, scale, *sizes, *q.stride(), *v.stride(), **meta, **local
@@ -290,9 +292,9 @@ class GatedLinearAttention(torch.autograd.Function):
         value_gradient_kernel[(chunks, blocks, batch * heads)](
             k, do, decay, scores, dstates, dv, *sizes, *k.stride(), *do.stride(), **meta, **local
         )
-        query_key_gradient_kernel[(chunks, batch * heads)](
+        query_key_gradient_kernel[(chunks, triton.cdiv(n_keys, walk["KEYS"]), batch * heads)](
             q, k, v, do, decay, states, dstates, dq, dk, ddecay, scale, *sizes,
-            *q.stride(), *k.stride(), *v.stride(), *do.stride(), **meta, **local, LEVELS=levels,
+            *q.stride(), *k.stride(), *v.stride(), *do.stride(), **meta, **walk, LEVELS=levels,
         )  # fmt: skip
         # a token's decay acts on all that follows: sum from the end
         dlog_decay = ddecay.flip(2).cumsum(2).flip(2) + (final * dfinal).sum(3)[:, :, None]
