@@ -35,7 +35,9 @@ def kernels() -> dict[str, tuple[Any, ...]]:
     attention_backward = dict.fromkeys(("q", "k", "v", "do", "dq", "dk", "dv"), half)
     attention_backward |= dict.fromkeys(("lse", "delta"), "*fp32") | {"scale": "fp32", "root": "fp32"}
     linear = dict.fromkeys(("q", "k", "v", "do", "o", "dq", "dk", "dv", "scores", "states", "dstates"), half)
-    linear |= dict.fromkeys(("decay", "initial", "final", "dinitial", "dfinal", "ddecay"), "*fp32") | {"scale": "fp32"}
+    linear |= dict.fromkeys(("decay", "initial", "final", "dinitial", "dfinal", "dlog_decay"), "*fp32") | {
+        "scale": "fp32"
+    }
     ones = dict.fromkeys(("q_d", "k_d", "v_d", "do_d"), 1)
     walk = {"COMPUTE": F32, "OPERAND": tl.bfloat16, "CHUNK": 64, "KEYS": 64, "VALUES": 64, "LEVELS": 6}
     local = walk | {"KEYS": 128}  # kernels that need all features of a key

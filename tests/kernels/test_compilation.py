@@ -28,7 +28,7 @@ REGISTERS = {
     "attention query gradient": 255,
     "attention key gradient": 255,
     "attention paged": 255,
-    "linear states": 160,
+    "linear states": 192,
     "linear scores": 255,
     "linear outputs": 128,
     "linear state gradient": 128,
