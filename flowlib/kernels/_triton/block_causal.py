@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from flowlib.kernels._triton import PRECISION, compute_type, operand_type
 
@@ -241,7 +242,7 @@ class BlockCausalAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None
 
 
-def paged(q, keys, values, table):
+def paged(q: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> Tensor:
     """`paged_kernel` over all heads."""
     batch, heads, queries, dim = q.shape
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
