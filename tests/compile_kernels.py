@@ -31,14 +31,16 @@ ALIGNED = {"width", "dim", "channels", "size", "x1_b", "n_keys", "n_values"} | {
 def kernels() -> dict[str, tuple[Any, ...]]:
     """Name: kernel, types of arguments that are not int32, constants, warps and, if not three, stages."""
     half = "*bf16"
-    heads = {"COMPUTE": F32, "OPERAND": tl.bfloat16, "DIM": 64}
+    heads = {"COMPUTE": F32, "OPERAND": tl.bfloat16, "DIM": 128}
     attention_backward = dict.fromkeys(("q", "k", "v", "do", "dq", "dk", "dv"), half)
     attention_backward |= dict.fromkeys(("lse", "delta"), "*fp32") | {"scale": "fp32", "root": "fp32"}
     linear = dict.fromkeys(("q", "k", "v", "do", "o", "dq", "dk", "dv", "scores", "states", "dstates"), half)
-    linear |= dict.fromkeys(("decay", "initial", "final", "dinitial", "dfinal", "ddecay"), "*fp32") | {"scale": "fp32"}
+    linear |= dict.fromkeys(("decay", "initial", "final", "dinitial", "dfinal", "dlog_decay"), "*fp32") | {
+        "scale": "fp32"
+    }
     ones = dict.fromkeys(("q_d", "k_d", "v_d", "do_d"), 1)
-    walk = {"COMPUTE": F32, "OPERAND": tl.bfloat16, "CHUNK": 64, "KEYS": 64, "VALUES": 64}
-    local = walk
+    walk = {"COMPUTE": F32, "OPERAND": tl.bfloat16, "CHUNK": 64, "KEYS": 64, "VALUES": 64, "LEVELS": 6}
+    local = walk | {"KEYS": 128}  # kernels that need all features of a key
     scan_constants = {"COMPUTE": F32, "CHUNK": scan.CHUNK, "CHANNELS": scan.CHANNELS, "STATES": 16}
     return {
         "adaln forward": (
@@ -90,20 +92,15 @@ def kernels() -> dict[str, tuple[Any, ...]]:
         "attention paged": (
             block_causal.paged_kernel,
             dict.fromkeys(("q", "keys", "values", "o"), half) | {"table": "*i32", "scale": "fp32"},
-            dict.fromkeys(("q_d", "k_d", "v_d"), 1) | heads | {"ROWS": 64, "COLUMNS": 64},
-            4,
+            dict.fromkeys(("q_d", "k_d", "v_d"), 1) | heads | {"ROWS": 128, "COLUMNS": 64},
+            8,
         ),
-        "linear states": (linear_attention.state_kernel, linear, ones | walk, 4),
-        "linear scores": (linear_attention.score_kernel, linear, ones | local | {"LEVELS": 6}, 4),
-        "linear outputs": (linear_attention.output_kernel, linear, ones | local, 4),
-        "linear state gradient": (linear_attention.state_gradient_kernel, linear, ones | walk, 4),
-        "linear value gradient": (linear_attention.value_gradient_kernel, linear, ones | local, 4),
-        "linear query and key gradient": (
-            linear_attention.query_key_gradient_kernel,
-            linear,
-            ones | local | {"LEVELS": 6},
-            4,
-        ),
+        "linear states": (linear_attention.state_kernel, linear, ones | walk, 8),
+        "linear scores": (linear_attention.score_kernel, linear, ones | local, 8),
+        "linear outputs": (linear_attention.output_kernel, linear, ones | local, 8),
+        "linear state gradient": (linear_attention.state_gradient_kernel, linear, ones | walk, 8),
+        "linear value gradient": (linear_attention.value_gradient_kernel, linear, ones | local, 8),
+        "linear query and key gradient": (linear_attention.query_key_gradient_kernel, linear, ones | walk, 8),
         "scan forward": (
             scan.forward_kernel,
             dict.fromkeys(("u", "delta", "a", "b", "c", "d", "y"), half) | {"states": "*fp32"},
@@ -152,6 +149,7 @@ def compiled(
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return {
         "registers": int(re.search(r"Used (\d+) registers", report)[1]),  # type: ignore[index]
+        "threads": 32 * warps,
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", report))),
         "shared": code.metadata.shared,
         "wgmma": "wgmma.mma_async" in code.asm["ptx"],
@@ -161,4 +159,6 @@ def compiled(
 if __name__ == "__main__":
     names = sys.argv[1:]
     chosen = {name: spec for name, spec in kernels().items() if not names or any(part in name for part in names)}
-    print(json.dumps({name: compiled(*spec) for name, spec in chosen.items()}, indent=1))
+    with tempfile.TemporaryDirectory() as folder:
+        triton.knobs.cache.dir = folder
+        print(json.dumps({name: compiled(*spec) for name, spec in chosen.items()}, indent=1))

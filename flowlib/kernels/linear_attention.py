@@ -16,14 +16,15 @@ chunk: for $i$ in the second half and $j$ in the first, $e^{b_i - b_j} = e^{b_i 
 $b$ at the last token of the first half, and both exponents are at most zero. Halve the halves, and so on: $\log_2 C$
 products, each over the whole tile and masked to its pairs, and the diagonal. Nothing overflows, whatever the decay.
 
-**Roofline.** A chunk of a head with $K = V = C = 64$ in bfloat16 moves $q, k, v, o$ and $A$ (written, read), $32 + 16$
-KiB, the state (written, read) 16 KiB, and $g$ and $b$ in float32 (read twice each, or written) some 80 KiB: about 2.2
-KiB a token. It computes 9 products of $64^3$, six of them levels: $4.7\cdot 10^6$ operations, 33 a byte, where an H200
-has 206: memory is the limit, the levels are free. Backward: 22 products and about twice the bytes.
+**Roofline.** With $K = V = C = 64$ in bfloat16 a token of a head moves 2.6 KiB: $q, k, v$ are read twice and $o$
+written (0.9), $g$ is read, $b$ written and read by three kernels in float32 (1.25), $A$ and the states are written and
+read (0.5). It computes 9 products of $64^3$ a chunk, six of them levels: $74\cdot 10^3$ operations a token, 27 a byte,
+where an H200 has 206: memory is the limit, the levels are free. Backward: 18 products and 3.1 KiB.
 
 The decay's gradient needs no product of its own. Scaling coordinate $k$ of $q_t$ and unscaling that of $k_t$ does what
-$b_t$ does, so $\partial b_t = q_t\odot\partial q_t - k_t\odot\partial k_t$, and $\partial g_t$ is its sum over tokens
-from $t$ on (plus $\sum_v S_T\odot\partial S_T$).
+$b_t$ does, so $\partial b_t = q_t\odot\partial q_t - k_t\odot\partial k_t$, and $\partial g_t$ is the sum of these over
+the rest of the sequence. What lies beyond the chunk is there already: it is $\sum_v S'\odot\partial S'$ of the state
+that leaves, for the same reason.
 """
 
 import torch

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from flowlib.kernels._triton import PRECISION, compute_type, operand_type
 
@@ -189,14 +190,14 @@ def paged_kernel(
     tl.store(o + out, acc / total[:, None], (i < queries)[:, None] & (d < dim)[None, :])
 
 
-def tiles(x, rows=128, stages=3):
+def tiles(x, stages=3):
     """Sizes that the kernels are compiled for; smaller for float32, whose operands take twice the space."""
     largest = max(16, triton.next_power_of_2(x.shape[2]))
-    rows, columns = (32, 32) if x.element_size() > 2 else (rows, 64)
+    rows, columns, warps = (32, 32, 4) if x.element_size() > 2 else (128, 64, 8)
     return {
         "COMPUTE": compute_type(x.dtype), "OPERAND": operand_type(x.dtype), "ROWS": min(rows, largest),
         "COLUMNS": min(columns, largest), "DIM": max(16, triton.next_power_of_2(x.shape[-1])),
-        "num_warps": 8 if rows == 128 else 4, "num_stages": stages,
+        "num_warps": warps, "num_stages": stages,
     }  # fmt: skip
 
 
@@ -241,11 +242,11 @@ class BlockCausalAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None
 
 
-def paged(q, keys, values, table):
+def paged(q: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> Tensor:
     """`paged_kernel` over all heads."""
     batch, heads, queries, dim = q.shape
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    meta = tiles(q, rows=64)
+    meta = tiles(q)
     paged_kernel[(triton.cdiv(queries, meta["ROWS"]), batch * heads)](
         q, keys, values, table, o, LOG2_E * dim**-0.5, heads, queries, dim, keys.shape[2], table.shape[1],
         *q.stride(), *keys.stride(), *values.stride(), *table.stride(), **meta,

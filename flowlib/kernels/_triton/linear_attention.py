@@ -13,7 +13,7 @@ import triton.language as tl
 from flowlib.kernels._triton import PRECISION, compute_type, operand_type
 
 CHUNK = 64
-"""Tokens of a chunk: four warps multiply tiles of 64 rows."""
+"""Tokens of a chunk: tensor cores take 64 rows at once."""
 BLOCK = 64
 """Features of keys or values that one program of the walks over chunks keeps."""
 
@@ -43,7 +43,7 @@ def state_kernel(
     k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
-    """`states[c]` is the state that enters chunk c; a block of it stays in registers."""
+    """`states[c]` is the state that enters chunk c, and the last one leaves; a block of it stays in registers."""
     i = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     j = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
     head = tl.program_id(2).to(tl.int64)
@@ -51,7 +51,7 @@ def state_kernel(
     matrix = n_keys * n_values
     s = load_matrix(initial + head * matrix, i, j, n_keys, n_values).to(COMPUTE)
     for c in range(chunks):
-        store_matrix(states + (head * chunks + c) * matrix, i, j, n_keys, n_values, s)
+        store_matrix(states + (head * (chunks + 1) + c) * matrix, i, j, n_keys, n_values, s)
         t = c * CHUNK + tl.arange(0, CHUNK)
         keys = load_tile(k + b * k_b + h * k_h, t, i, k_t, k_d, tokens, n_keys).to(COMPUTE)
         values = load_tile(v + b * v_b + h * v_h, t, j, v_t, v_d, tokens, n_values).to(OPERAND)
@@ -60,6 +60,7 @@ def state_kernel(
         b_end = tl.load(at + (c * CHUNK + CHUNK - 1) * n_keys + i, i < n_keys, other=0.0)
         keys = (keys * tl.exp(b_end[None, :] - b_t)).to(OPERAND)
         s = s * tl.exp(b_end)[:, None] + tl.dot(tl.trans(keys), values, input_precision=PRECISION, out_dtype=COMPUTE)
+    store_matrix(states + (head * (chunks + 1) + chunks) * matrix, i, j, n_keys, n_values, s)
     store_matrix(final + head * matrix, i, j, n_keys, n_values, s)
 
 
@@ -93,7 +94,7 @@ def score_kernel(
     at = decay + (head * chunks + c) * CHUNK * n_keys
     b_t = load_matrix(at, i, d, CHUNK, n_keys)
     a = tl.where(i[:, None] == i[None, :], tl.sum(queries * keys, 1)[:, None], 0.0)
-    for level in tl.static_range(LEVELS):
+    for level in range(LEVELS):
         of_query, of_key = level_decays(at, b_t, i, d, n_keys, 1 << level, CHUNK)
         left, right = (queries * of_query).to(OPERAND), (keys * of_key).to(OPERAND)
         product = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=COMPUTE)
@@ -117,7 +118,7 @@ def output_kernel(
     queries = load_tile(q + b * q_b + h * q_h, t, d, q_t, q_d, tokens, n_keys).to(COMPUTE) * scale
     b_t = load_matrix(decay + (head * chunks + c) * CHUNK * n_keys, i, d, CHUNK, n_keys)
     queries = (queries * tl.exp(b_t)).to(OPERAND)
-    s = load_matrix(states + (head * chunks + c) * n_keys * n_values, d, j, n_keys, n_values).to(OPERAND)
+    s = load_matrix(states + (head * (chunks + 1) + c) * n_keys * n_values, d, j, n_keys, n_values).to(OPERAND)
     out = tl.dot(queries, s, input_precision=PRECISION, out_dtype=COMPUTE)
     a = load_matrix(scores + (head * chunks + c) * CHUNK * CHUNK, i, i, CHUNK, CHUNK).to(OPERAND)
     values = load_tile(v + b * v_b + h * v_h, t, j, v_t, v_d, tokens, n_values).to(OPERAND)
@@ -181,26 +182,32 @@ def value_gradient_kernel(
 
 @triton.jit
 def query_key_gradient_kernel(
-    q, k, v, do, decay, states, dstates, dq, dk, ddecay, scale,
+    q, k, v, do, decay, states, dstates, dq, dk, dlog_decay, scale,
     heads, tokens, chunks, n_keys, n_values,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, do_b, do_h, do_t, do_d,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr,
     LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """One program, one chunk: gradients by the states, by `A` level by level, and `ddecay = q dq - k dk`."""
-    c, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    """One program, one chunk and a block of keys' features: gradients by the states, by `A` level by level, and
+    the decay's: sums of `q dq - k dk` from the end of the chunk, and what the state that leaves gives."""
+    c, head = tl.program_id(0), tl.program_id(2).to(tl.int64)
     b, h = head // heads, head % heads
-    i, d = tl.arange(0, CHUNK), tl.arange(0, KEYS)
+    i = tl.arange(0, CHUNK)
+    d = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
     t = c * CHUNK + i
     da = tl.zeros([CHUNK, CHUNK], COMPUTE)
     grad_q = tl.zeros([CHUNK, KEYS], COMPUTE)
     grad_k = tl.zeros([CHUNK, KEYS], COMPUTE)
+    leaving = tl.zeros([KEYS], COMPUTE)
     for start in range(0, n_values, VALUES):
         j = start + tl.arange(0, VALUES)
         values = load_tile(v + b * v_b + h * v_h, t, j, v_t, v_d, tokens, n_values).to(OPERAND)
         grad = load_tile(do + b * do_b + h * do_h, t, j, do_t, do_d, tokens, n_values).to(OPERAND)
-        s = load_matrix(states + (head * chunks + c) * n_keys * n_values, d, j, n_keys, n_values).to(OPERAND)
+        at = states + (head * (chunks + 1) + c) * n_keys * n_values
+        s = load_matrix(at, d, j, n_keys, n_values).to(OPERAND)
+        s_next = load_matrix(at + n_keys * n_values, d, j, n_keys, n_values).to(COMPUTE)
         ds = load_matrix(dstates + (head * chunks + c) * n_keys * n_values, d, j, n_keys, n_values).to(OPERAND)
+        leaving += tl.sum(s_next * ds.to(COMPUTE), 1)
         da += tl.dot(grad, tl.trans(values), input_precision=PRECISION, out_dtype=COMPUTE)
         grad_q += tl.dot(grad, tl.trans(s), input_precision=PRECISION, out_dtype=COMPUTE)
         grad_k += tl.dot(values, tl.trans(ds), input_precision=PRECISION, out_dtype=COMPUTE)
@@ -212,7 +219,7 @@ def query_key_gradient_kernel(
     diagonal = tl.sum(tl.where(i[:, None] == i[None, :], da, 0.0), 1)
     grad_q = grad_q * tl.exp(b_t) + diagonal[:, None] * keys
     grad_k = grad_k * tl.exp(b_end[None, :] - b_t) + diagonal[:, None] * queries
-    for level in tl.static_range(LEVELS):
+    for level in range(LEVELS):
         of_query, of_key = level_decays(at, b_t, i, d, n_keys, 1 << level, CHUNK)
         left, right = (queries * of_query).to(OPERAND), (keys * of_key).to(OPERAND)
         part = tl.where(level_mask(i, 1 << level), da, 0.0).to(OPERAND)
@@ -221,7 +228,9 @@ def query_key_gradient_kernel(
     out = head * tokens * n_keys
     store_matrix(dq + out, t, d, tokens, n_keys, scale * grad_q)
     store_matrix(dk + out, t, d, tokens, n_keys, grad_k)
-    store_matrix(ddecay + out, t, d, tokens, n_keys, queries * grad_q - keys * grad_k)
+    dcumulative = queries * grad_q - keys * grad_k
+    dlog = tl.cumsum(dcumulative, 0, reverse=True) + leaving[None, :]
+    store_matrix(dlog_decay + out, t, d, tokens, n_keys, dlog)
 
 
 def cumulative(log_decay, chunk):
@@ -232,12 +241,12 @@ def cumulative(log_decay, chunk):
 
 
 def constants(q, v):
-    """What the kernels are compiled for."""
+    """What kernels are compiled for: in common, with features in blocks (`walk`), with all keys' features (`local`)."""
     chunk = min(CHUNK, max(16, triton.next_power_of_2(q.shape[2])))
     keys, values = (max(16, triton.next_power_of_2(x.shape[3])) for x in (q, v))
-    meta = {"COMPUTE": compute_type(q.dtype), "OPERAND": operand_type(q.dtype), "CHUNK": chunk}
-    walk = {"KEYS": min(keys, BLOCK), "VALUES": min(values, BLOCK), "num_warps": 4}
-    local = {"KEYS": keys, "VALUES": min(values, BLOCK), "num_warps": 4 if keys <= 64 else 8}
+    meta = {"COMPUTE": compute_type(q.dtype), "OPERAND": operand_type(q.dtype), "CHUNK": chunk, "num_warps": 8}
+    walk = {"KEYS": min(keys, BLOCK), "VALUES": min(values, BLOCK)}
+    local = {"KEYS": keys, "VALUES": min(values, BLOCK)}
     return meta, walk, local, chunk.bit_length() - 1
 
 
@@ -251,7 +260,7 @@ class GatedLinearAttention(torch.autograd.Function):
         meta, walk, local, levels = constants(q, v)
         decay = cumulative(log_decay, meta["CHUNK"])
         chunks, initial, scale = decay.shape[2], state.contiguous(), n_keys**-0.5
-        states = torch.empty(batch, heads, chunks, n_keys, n_values, dtype=q.dtype, device=q.device)
+        states = torch.empty(batch, heads, chunks + 1, n_keys, n_values, dtype=q.dtype, device=q.device)
         scores = torch.empty(batch, heads, chunks, meta["CHUNK"], meta["CHUNK"], dtype=q.dtype, device=q.device)
         o = torch.empty(batch, heads, tokens, n_values, dtype=q.dtype, device=q.device)
         final = torch.empty_like(initial)
@@ -262,26 +271,27 @@ class GatedLinearAttention(torch.autograd.Function):
         )
         score_kernel[(chunks, batch * heads)](
             q, k, decay, scores, scale, *sizes[:4], *q.stride(), *k.stride(),
-            **meta, KEYS=local["KEYS"], LEVELS=levels, num_warps=local["num_warps"],
+            **meta, KEYS=local["KEYS"], LEVELS=levels,
         )  # fmt: skip
         output_kernel[(chunks, blocks, batch * heads)](
             q, v, decay, scores, states, o, scale, *sizes, *q.stride(), *v.stride(), **meta, **local
         )
-        ctx.save_for_backward(q, k, v, decay, scores, states, final)
+        ctx.save_for_backward(q, k, v, decay, scores, states)
         return o, final
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, do, dfinal):
         """Gradients of the five arguments."""
-        q, k, v, decay, scores, states, final = ctx.saved_tensors
+        q, k, v, decay, scores, states = ctx.saved_tensors
         (batch, heads, tokens, n_keys), n_values = q.shape, v.shape[3]
         meta, walk, local, levels = constants(q, v)
         chunks, scale = decay.shape[2], n_keys**-0.5
-        dstates, dinitial, dfinal = torch.empty_like(states), torch.empty_like(final), dfinal.contiguous()
+        dfinal = dfinal.contiguous()
+        dstates, dinitial = states.new_empty(batch, heads, chunks, n_keys, n_values), torch.empty_like(dfinal)
         dq, dk = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(2))
         dv = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-        ddecay = decay.new_empty(q.shape)
+        dlog_decay = decay.new_empty(q.shape)
         sizes = (heads, tokens, chunks, n_keys, n_values)
         blocks = triton.cdiv(n_values, walk["VALUES"])
         state_gradient_kernel[(triton.cdiv(n_keys, walk["KEYS"]), blocks, batch * heads)](
@@ -290,10 +300,8 @@ class GatedLinearAttention(torch.autograd.Function):
         value_gradient_kernel[(chunks, blocks, batch * heads)](
             k, do, decay, scores, dstates, dv, *sizes, *k.stride(), *do.stride(), **meta, **local
         )
-        query_key_gradient_kernel[(chunks, batch * heads)](
-            q, k, v, do, decay, states, dstates, dq, dk, ddecay, scale, *sizes,
-            *q.stride(), *k.stride(), *v.stride(), *do.stride(), **meta, **local, LEVELS=levels,
+        query_key_gradient_kernel[(chunks, triton.cdiv(n_keys, walk["KEYS"]), batch * heads)](
+            q, k, v, do, decay, states, dstates, dq, dk, dlog_decay, scale, *sizes,
+            *q.stride(), *k.stride(), *v.stride(), *do.stride(), **meta, **walk, LEVELS=levels,
         )  # fmt: skip
-        # a token's decay acts on all that follows: sum from the end
-        dlog_decay = ddecay.flip(2).cumsum(2).flip(2) + (final * dfinal).sum(3)[:, :, None]
         return dq, dk, dv, dlog_decay, dinitial
