@@ -109,13 +109,13 @@ class CombinedField(Field):
         return sum(term.field.evaluations(t) for _, term in self._live(t))
 
     def source(self, x: Float[Tensor, "batch *event"], t: float | Tensor, **conditions: Any) -> Float[Tensor, " batch"]:
-        r"""The source $g$ that the continuity equation of $\pi_t \propto \prod_ip_{i,t}^{w_i}$ needs (constant scales).
+        r"""The source $h$ that the continuity equation of $\pi_t \propto \prod_ip_{i,t}^{w_i}$ needs (constant scales).
 
-        $$ \partial_t\pi_t + \nabla\!\cdot(\pi_tv_w) = \pi_t\,(g_t - E_{\pi_t}g_t), \qquad
-           g_t = \frac{\alpha}{\sigma D}\Big(\|v_w\|^2 - \sum_iw_i\|v_i\|^2\Big), $$
+        $$ \partial_t\pi_t + \nabla\!\cdot(\pi_tv_w) = \pi_t\,(h_t - E_{\pi_t}h_t), \qquad
+           h_t = \frac{\alpha}{\sigma D}\Big(\|v_w\|^2 - \sum_iw_i\|v_i\|^2\Big), $$
 
         which for one pull of scale $w$ is $w(w-1)\frac{\alpha}{\sigma D}\|v_1 - v_0\|^2$. The law of the guided ODE
-        is $\pi_1 e^{-\int(g_t - E_{\pi_t} g_t)\mathrm dt}$, the integral along the trajectory.
+        is $\pi_1 e^{-\int(h_t - E_{\pi_t} h_t)\mathrm dt}$, the integral along the trajectory.
 
         Args:
             x: States.
@@ -123,7 +123,7 @@ class CombinedField(Field):
             **conditions: Passed to the fields.
 
         Returns:
-            $g_t(x)$, `[batch]`, in nats per unit of time.
+            $h_t(x)$, `[batch]`, in nats per unit of time.
 
         Raises:
             TypeError: If a dtype is wrong.
@@ -295,7 +295,7 @@ def tilted(
     r"""Sample $\pi_1 \propto \prod_ip_i^{w_i}$ itself, for guidance $p_u\,(p_c/p_u)^w$, by weighted particles.
 
     The batch is one population. Particles move by the guided SDE with noise level $\eta$ and gather the logarithmic
-    weight $\int g_t\,\mathrm dt$ (`CombinedField.source`). When the effective sample size falls below half, and at
+    weight $\int h_t\,\mathrm dt$ (`CombinedField.source`). When the effective sample size falls below half, and at
     the end, they are resampled systematically: heavy particles are copied, light ones die (Skreta et al., 2025).
 
     Args:
@@ -343,12 +343,12 @@ def tilted(
     log_weights = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
     with torch.no_grad():
         for t, u in zip(grid[:-1].unbind(), grid[1:].unbind(), strict=True):
-            v, g = field._source(x, t, conditions)
+            v, h = field._source(x, t, conditions)
             s = field.path.apply_conversion(v, x, t, "velocity", "score")
             nfe += field.evaluations(t)
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             x = x + (u - t) * (v + rate(t) / 2 * s) + ((u - t) * rate(t)).sqrt() * noise
-            log_weights = log_weights + (u - t) * g
+            log_weights = log_weights + (u - t) * h
             weights = log_weights.softmax(0)
             if 1 / weights.square().sum() < x.shape[0] / 2 or u == grid[-1]:
                 x, log_weights = x[_systematic(weights, generator)], torch.zeros_like(log_weights)

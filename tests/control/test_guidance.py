@@ -277,7 +277,7 @@ def fisher_residual(
     """d/dt log pi + div v + v . s without the normaliser, by automatic differentiation."""
     clock = torch.full((x.shape[0],), t, dtype=torch.float64)
     fed = clock.clone().requires_grad_()
-    log_pi = sum(w * torch.logsumexp(law._components(x, fed)[0], 1) for w, law in laws)
+    log_pi = sum(w * law.log_prob(x, fed) for w, law in laws)
     (rate,) = torch.autograd.grad(log_pi.sum(), fed)
     v, divergence = solvers.divergence(field.function("velocity"), x, clock)
     return rate + divergence + (v * field.score(x, clock)).sum(1)
@@ -318,7 +318,7 @@ def tilt_on_a_line(c: MixtureField, u: MixtureField, w: float, grid: Tensor) -> 
 
 
 def test_law_of_the_guided_flow_is_the_tilt_times_the_missing_source() -> None:
-    """log q - log pi = -int (g - E g) dt: by the likelihood of the flow and by the source along the same trajectory."""
+    """log q - log pi = -int (h - E h) dt: by the likelihood of the flow and by the source along the same trajectory."""
     c, u = mixtures(paths.linear())
     w = 3.0
     field = control.guided(c, u, w)
