@@ -2,7 +2,8 @@
 
 from flowlib.control import measurements
 from flowlib.control.conditioning import conditioned, replacement
-from flowlib.control.guidance import CombinedField, Term, classifier_free, compose, guided, interval, tilted
+from flowlib.control.guidance import CombinedField, Term, classifier_free, compose, guided, interval
+from flowlib.control.particles import tilted
 
 __all__ = [
     "CombinedField",

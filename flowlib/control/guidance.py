@@ -6,7 +6,7 @@ for any of the four predictions $q$; which one does not matter, because conversi
 prediction as $q_1$ and the unconditional one as $q_0$ this is classifier-free guidance (Ho and Salimans, 2022); with a
 good network as $q_1$ and a worse one as $q_0$ it is autoguidance (Karras et al., 2024). The score is that of
 $\pi_t \propto \prod_i p_{i,t}^{w_i}$, but the ODE of the velocity does *not* carry $\pi_0$ to $\pi_1$:
-`CombinedField.source` is the rate at which it fails, and `tilted` corrects for it.
+`CombinedField.source` is the rate at which it fails, and `flowlib.control.particles` corrects for it.
 """
 
 import math
@@ -21,10 +21,8 @@ from torch import Tensor
 from flowlib._checks import batch_time, check_choice, check_state, expand_time
 from flowlib.fields import Field, NetworkField, StateFunction
 from flowlib.paths import PREDICTIONS, Prediction
-from flowlib.solvers import Trajectory, time_grid
-from flowlib.solvers.sde import Eta, eta_squared
 
-__all__ = ["CombinedField", "Term", "classifier_free", "compose", "guided", "interval", "tilted"]
+__all__ = ["CombinedField", "Term", "classifier_free", "compose", "guided", "interval"]
 
 Scale = float | Callable[[Tensor], Tensor]
 
@@ -109,13 +107,13 @@ class CombinedField(Field):
         return sum(term.field.evaluations(t) for _, term in self._live(t))
 
     def source(self, x: Float[Tensor, "batch *event"], t: float | Tensor, **conditions: Any) -> Float[Tensor, " batch"]:
-        r"""The source $g$ that the continuity equation of $\pi_t \propto \prod_ip_{i,t}^{w_i}$ needs (constant scales).
+        r"""The source $h$ that the continuity equation of $\pi_t \propto \prod_ip_{i,t}^{w_i}$ needs (constant scales).
 
-        $$ \partial_t\pi_t + \nabla\!\cdot(\pi_tv_w) = \pi_t\,(g_t - E_{\pi_t}g_t), \qquad
-           g_t = \frac{\alpha}{\sigma D}\Big(\|v_w\|^2 - \sum_iw_i\|v_i\|^2\Big), $$
+        $$ \partial_t\pi_t + \nabla\!\cdot(\pi_tv_w) = \pi_t\,(h_t - E_{\pi_t}h_t), \qquad
+           h_t = \frac{\alpha}{\sigma D}\Big(\|v_w\|^2 - \sum_iw_i\|v_i\|^2\Big), $$
 
         which for one pull of scale $w$ is $w(w-1)\frac{\alpha}{\sigma D}\|v_1 - v_0\|^2$. The law of the guided ODE
-        is $\pi_1 e^{-\int(g_t - E_{\pi_t} g_t)\mathrm dt}$, the integral along the trajectory.
+        is $\pi_1 e^{-\int(h_t - E_{\pi_t} h_t)\mathrm dt}$, the integral along the trajectory.
 
         Args:
             x: States.
@@ -123,7 +121,7 @@ class CombinedField(Field):
             **conditions: Passed to the fields.
 
         Returns:
-            $g_t(x)$, `[batch]`, in nats per unit of time.
+            $h_t(x)$, `[batch]`, in nats per unit of time.
 
         Raises:
             TypeError: If a dtype is wrong.
@@ -141,10 +139,10 @@ class CombinedField(Field):
         t = batch_time(t, x)
         self.check_times("velocity", t)
         self.path.check_conversion(t, "velocity", "score")
-        return self._source(x, t, conditions)[1]
+        return self.velocity_and_source(x, t, **conditions)[1]
 
-    def _source(self, x: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The guided velocity, and the source without checks."""
+    def velocity_and_source(self, x: Tensor, t: Tensor, **conditions: Any) -> tuple[Tensor, Tensor]:
+        """The guided velocity and the source from the same evaluations, without input checks."""
         live = self._live(t)
         velocities = self._predictions("velocity", [term for _, term in live], x, t, conditions)
         weights = [weight for weight, _ in live]
@@ -282,95 +280,14 @@ def interval(scale: float, low: float, high: float) -> Callable[[Tensor], Tensor
     return lambda t: torch.where((t >= low) & (t <= high), scale, 1.0).to(t.dtype)
 
 
-def tilted(
-    field: CombinedField,
-    x0: Float[Tensor, "batch *event"],
-    *,
-    steps: int | None = None,
-    times: Tensor | None = None,
-    eta: Eta = "damped",
-    generator: torch.Generator | None = None,
-    **conditions: Any,
-) -> Trajectory:
-    r"""Sample $\pi_1 \propto \prod_ip_i^{w_i}$ itself, for guidance $p_u\,(p_c/p_u)^w$, by weighted particles.
-
-    The batch is one population. Particles move by the guided SDE with noise level $\eta$ and gather the logarithmic
-    weight $\int g_t\,\mathrm dt$ (`CombinedField.source`). When the effective sample size falls below half, and at
-    the end, they are resampled systematically: heavy particles are copied, light ones die (Skreta et al., 2025).
-
-    Args:
-        field: The guided field. Its scales must be constant.
-        x0: States at the first time, draws of the common source of all terms; the larger the batch, the better.
-        steps: Number of equal steps from 0 to 1.
-        times: The grid instead of `steps`, strictly increasing.
-        eta: The noise level, as for `solvers.sde`; with 0, copies are never parted again.
-        generator: Random generator.
-        **conditions: Passed to the fields; the same for the whole population.
-
-    Returns:
-        The trajectory's two ends, the last one resampled, and the evaluations.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If an argument is invalid, a scale depends on time, conditions differ within the batch, or the
-            terms do not start from one law, which needs $\alpha < 0.01\,\sigma$ at the first time.
-
-    Example:
-        >>> from flowlib import data, fields, paths
-        >>> ring, spot = data.toys.eight_gaussians(), data.toys.eight_gaussians(std=0.1)
-        >>> sharp, wide = (fields.MixtureField(law, paths.linear()) for law in (spot, ring))
-        >>> tilted(guided(sharp, wide, 2.0), torch.randn(50, 2), steps=20)
-        Trajectory(2 times from 0 to 1, batch=50, event=(2,), nfe=40)
-    """
-    if not isinstance(field, CombinedField):
-        raise TypeError(f"field must be a CombinedField, made by guided or the like; got {type(field).__name__}")
-    if any(callable(scale) for scale in field.scales):
-        raise ValueError("the scales of field must be numbers: with a scale that changes, the tilt changes with time")
-    check_state("x0", x0)
-    for name, value in conditions.items():
-        if isinstance(value, Tensor) and value.ndim > 0 and not bool((value == value[:1]).all()):
-            raise ValueError(f"{name} must be the same for the whole batch, which is one population")
-    grid = time_grid(x0, steps, times)
-    start = field.path.schedule.log_snr(grid[0])
-    if grid[0] > grid[-1] or float(start) > -9:
-        raise ValueError(
-            "times must increase from a time where alpha < 0.01 sigma, so that all terms start from one law; "
-            f"got a log-SNR of {float(start):.3g} at t = {float(grid[0]):g}"
-        )
-    field.check_times("velocity", grid[:-1])
-    field.path.check_conversion(grid[:-1], "velocity", "score")
-    rate, x, nfe = eta_squared(field, eta), x0, 0
-    log_weights = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
-    with torch.no_grad():
-        for t, u in zip(grid[:-1].unbind(), grid[1:].unbind(), strict=True):
-            v, g = field._source(x, t, conditions)
-            s = field.path.apply_conversion(v, x, t, "velocity", "score")
-            nfe += field.evaluations(t)
-            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            x = x + (u - t) * (v + rate(t) / 2 * s) + ((u - t) * rate(t)).sqrt() * noise
-            log_weights = log_weights + (u - t) * g
-            weights = log_weights.softmax(0)
-            if 1 / weights.square().sum() < x.shape[0] / 2 or u == grid[-1]:
-                x, log_weights = x[_systematic(weights, generator)], torch.zeros_like(log_weights)
-    return Trajectory(grid[[0, -1]], torch.stack([x0, x]), nfe)
-
-
-def _systematic(weights: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Indices of a resampled population: one uniform number, then equal steps through the cumulated weights."""
-    n = weights.shape[0]
-    offset = torch.rand((), generator=generator, dtype=weights.dtype, device=weights.device)
-    places = (torch.arange(n, dtype=weights.dtype, device=weights.device) + offset) / n
-    return torch.searchsorted(weights.cumsum(0), places).clamp_max(n - 1)
-
-
 def _stacked(conditions: list[dict[str, Any]], x: Tensor) -> dict[str, Any] | None:
     """The conditions of several calls as those of one; `None` if they cannot be stacked."""
     joint = {}
     for name in {name for own in conditions for name, value in own.items() if value is not None}:
-        values = [own.get(name) for own in conditions]
-        if name == "y":  # the null label, as the objectives drop it
-            values = [torch.full(x.shape[:1], -1, device=x.device) if value is None else value for value in values]
-        if not all(isinstance(value, Tensor) and value.shape[:1] == x.shape[:1] for value in values):
+        missing = torch.full(x.shape[:1], -1, device=x.device) if name == "y" else None  # as the objectives drop labels
+        given = [missing if own.get(name) is None else own[name] for own in conditions]
+        tensors = [value for value in given if isinstance(value, Tensor) and value.shape[:1] == x.shape[:1]]
+        if len(tensors) < len(given):
             return None
-        joint[name] = torch.cat(values)
+        joint[name] = torch.cat(tensors)
     return joint

@@ -277,7 +277,7 @@ def fisher_residual(
     """d/dt log pi + div v + v . s without the normaliser, by automatic differentiation."""
     clock = torch.full((x.shape[0],), t, dtype=torch.float64)
     fed = clock.clone().requires_grad_()
-    log_pi = sum(w * torch.logsumexp(law._components(x, fed)[0], 1) for w, law in laws)
+    log_pi = sum(w * law.log_prob(x, fed) for w, law in laws)
     (rate,) = torch.autograd.grad(log_pi.sum(), fed)
     v, divergence = solvers.divergence(field.function("velocity"), x, clock)
     return rate + divergence + (v * field.score(x, clock)).sum(1)
@@ -318,7 +318,7 @@ def tilt_on_a_line(c: MixtureField, u: MixtureField, w: float, grid: Tensor) -> 
 
 
 def test_law_of_the_guided_flow_is_the_tilt_times_the_missing_source() -> None:
-    """log q - log pi = -int (g - E g) dt: by the likelihood of the flow and by the source along the same trajectory."""
+    """log q - log pi = -int (h - E h) dt: by the likelihood of the flow and by the source along the same trajectory."""
     c, u = mixtures(paths.linear())
     w = 3.0
     field = control.guided(c, u, w)
@@ -356,6 +356,39 @@ def test_weighted_particles_sample_the_tilt_and_the_guided_flow_does_not(path: G
     assert distance(plain.end) > 3 * critical
     assert distance(corrected.end) < 2 * critical
     assert corrected.nfe == 400
+
+
+def test_one_growing_scale_makes_the_guided_flow_of_gaussians_exact() -> None:
+    """w(t) = w (tau^2 / rho^2) (1 + rho^2 SNR) / (1 + tau^2 SNR) ends in the tilt on every path."""
+    m, rho, w = 0.7, 0.6, 3.0
+    tau2 = 1 / (1 + w * (rho**-2 - 1))
+    for path in (paths.linear(), paths.cosine()):
+
+        def scale(t: Tensor, path: GaussianPath = path) -> Tensor:
+            a2, s2 = path.schedule.alpha(t) ** 2, path.schedule.sigma(t) ** 2
+            return w * tau2 / rho**2 * (s2 + rho**2 * a2) / (s2 + tau2 * a2)
+
+        slope, offset = affine_flow(control.guided(gaussian(m, rho, path), gaussian(0.0, 1.0, path), scale))
+        assert slope**2 == pytest.approx(tau2, abs=1e-7)
+        assert offset == pytest.approx(w * m * tau2 / rho**2, abs=1e-7)
+
+
+def test_equal_covariances_leave_nothing_missing() -> None:
+    """Then the scores differ by a constant: guided flow and tilt agree, and the class mean is moved along a line."""
+    path, w = paths.cosine(), 4.0
+    field = control.guided(gaussian(0.9, 0.5, path), gaussian(0.2, 0.5, path), w)
+    h = field.source(states(dim=1), 0.6)
+    assert float(h.std()) < 1e-9 * float(h.mean())
+    slope, offset = affine_flow(field)
+    assert (slope, offset) == pytest.approx((0.5, (1 - w) * 0.2 + w * 0.9), abs=1e-6)
+
+
+def test_particles_of_a_network_share_one_condition() -> None:
+    net = Recorder()
+    field, x0, y = NetworkField(net, paths.linear()), states(), torch.full((40,), 2)
+    net.batches.clear()
+    run = control.tilted(control.classifier_free(field, 2.0), x0, steps=5, generator=torch.Generator(), y=y)
+    assert (run.nfe, net.batches) == (10, [80] * 5)
 
 
 def test_autoguidance_is_extrapolation_in_the_error_of_the_model() -> None:
