@@ -10,7 +10,7 @@ export PYTHONUTF8 := 1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-browser lint types layers unit lab chapter notebooks bench format clean
+.PHONY: help book test test-browser lint types layers unit lab chapter notebooks bench bench-gpu format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -63,6 +63,10 @@ notebooks: $(VENV)/.base ## write every chapter as a clean .ipynb into notebooks
 bench: $(VENV)/.dev ## flowlib beside its peers; writes book/results/benchmarks.json
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PIP_FLAGS) torchcfm==1.0.7
 	$(BIN)/python -m benchmarks.run
+
+bench-gpu: $(VENV)/.dev ## kernels on a GPU: accuracy, then times; writes book/results/gpu-kernels.json
+	$(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m benchmarks.gpu
 
 format: $(VENV)/.dev ## let ruff format and fix
 	$(BIN)/ruff check --fix .

@@ -3,7 +3,6 @@
 With names (`python -m benchmarks.run sinkhorn semidiscrete`) only these run, and replace their recorded tables.
 """
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks import pairing, precision, semidiscrete, sinkhorn, stepping, training
+from benchmarks.timing import version
 
 RESULTS = Path(__file__).resolve().parent.parent / "book" / "results" / "benchmarks.json"
 COMPARISONS = {
@@ -37,14 +37,6 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def version(name: str) -> str:
-    """The installed version of a package, or "missing"."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
 
 
 def main(names: list[str]) -> None:

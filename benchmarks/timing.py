@@ -1,5 +1,6 @@
 """Fair timing: candidates take turns, and the median of their times is reported."""
 
+import importlib.metadata
 import statistics
 import time
 from collections.abc import Callable
@@ -46,3 +47,11 @@ def race(candidates: dict[str, Candidate], repeats: int, warmup: int = 1) -> dic
 def milliseconds(seconds: float) -> str:
     """Seconds as a short text in milliseconds."""
     return f"{1000 * seconds:.3g}"
+
+
+def version(name: str) -> str:
+    """The installed version of a package, or "missing"."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"

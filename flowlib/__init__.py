@@ -13,6 +13,7 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _SUBMODULES = (
+    "kernels",
     "nets",
     "distributions",
     "data",

@@ -6,22 +6,35 @@ the library's own message, so the marker `bad_input` switches the hook off for t
 
 import os
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("FLOWLIB_PROGRESS", "0")
-# set before the first import of triton: constructing an optimiser imports it
-if not os.environ.get("CUDA_VISIBLE_DEVICES"):
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import jaxtyping
+import pytest
+import torch
+
+# kernels run as Python where there is no GPU; set before the first import of triton: an optimiser imports it
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+class _Kernels:
+    """Imports Triton's files as they are: Triton reads their source, so nothing may be wrapped around a kernel."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, path) if name.startswith("flowlib.kernels._triton") else None
+
 
 sys.path.insert(0, str(Path(__file__).parent))
 jaxtyping.install_import_hook("flowlib", "typechecker.typechecker")
-
-import pytest
-import torch
+sys.meta_path.insert(0, _Kernels)
 
 torch.set_num_threads(1)
 

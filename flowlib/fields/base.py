@@ -119,6 +119,10 @@ class Field(ABC):
         check_unit_interval("times", times)
         self.path.check_conversion(times, self.predicts, kind)
 
+    def evaluations(self, t: Tensor) -> int:
+        """How many evaluations a solver counts for one call at the 0-d time `t`: one, unless fields are combined."""
+        return 1
+
     def _checked(self, kind: Prediction, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> Tensor:
         check_state("x", x, finite=False)
         t = batch_time(t, x)

@@ -50,6 +50,10 @@ class PerturbedField(Field):
         out: Tensor = self._velocity(x, t, **conditions) + r
         return out
 
+    def evaluations(self, t: Tensor) -> int:
+        """Those of the original field."""
+        return self.field.evaluations(t)
+
     def check_times(self, kind: Prediction, times: Tensor) -> None:
         """Both the velocity of the original field and the conversion from it must exist."""
         self.field.check_times("velocity", times)

@@ -70,6 +70,10 @@ class RetimedField(Field):
                 "where a schedule's sigma_dot is infinite; keep t away from that end"
             )
 
+    def evaluations(self, t: Tensor) -> int:
+        """Those of the field at its own time."""
+        return self.field.evaluations(retime(t, self.path, self.field.path).time)
+
     def _is_converted(self, kind: Prediction) -> bool:
         return kind == "velocity" and self.predicts != "velocity"
 

@@ -8,6 +8,20 @@ from flowlib.nets.dit import DiT, DiTBlock
 from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding
 from flowlib.nets.mlp import MLP
 from flowlib.nets.potential import PotentialMLP
+from flowlib.nets.transformer import BlockTransformer, CausalBlock
 from flowlib.nets.unet import UNet
+from flowlib.nets.video_dit import VideoDiT
 
-__all__ = ["MLP", "DiT", "DiTBlock", "LabelEmbedding", "PotentialMLP", "SelfAttention", "TimeEmbedding", "UNet"]
+__all__ = [
+    "MLP",
+    "BlockTransformer",
+    "CausalBlock",
+    "DiT",
+    "DiTBlock",
+    "LabelEmbedding",
+    "PotentialMLP",
+    "SelfAttention",
+    "TimeEmbedding",
+    "UNet",
+    "VideoDiT",
+]

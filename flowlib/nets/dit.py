@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from flowlib.nets.attention import SelfAttention
 from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding, check_input
 
-__all__ = ["DiT", "DiTBlock"]
+__all__ = ["DiT", "DiTBlock", "image_to_patches", "patches_to_image", "sine_cosine_2d"]
 
 
 class DiT(nn.Module):
@@ -55,7 +55,7 @@ class DiT(nn.Module):
         self.time = TimeEmbedding(width)
         self.labels = LabelEmbedding(classes, width) if classes is not None else None
         self.first = nn.Linear(channels * patch**2, width)
-        self.register_buffer("positions", _sine_cosine_2d(size // patch, width))
+        self.register_buffer("positions", sine_cosine_2d(size // patch, width))
         self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = _zeroed(nn.Linear(width, 2 * width))
@@ -68,25 +68,11 @@ class DiT(nn.Module):
         if self.labels is not None:
             condition = condition + self.labels(y, x.shape[0])
         condition = nn.functional.silu(condition)[:, None]  # (B, 1, W)
-        h = self.first(self.patchify(x)) + self.positions  # (B, T, W)
+        h = self.first(image_to_patches(x, self.patch)) + self.positions  # (B, T, W)
         for block in self.blocks:
             h = block(h, condition)
         shift, scale = self.modulation(condition).chunk(2, -1)
-        return self.unpatchify(self.last(self.norm(h) * (1 + scale) + shift))
-
-    def patchify(self, x: Tensor) -> Tensor:
-        """Images `[B, C, S, S]` to tokens `[B, (S/p)^2, C p^2]`, row by row."""
-        batch, channels, size, _ = x.shape
-        side = size // self.patch
-        x = x.reshape(batch, channels, side, self.patch, side, self.patch)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, side**2, channels * self.patch**2)
-
-    def unpatchify(self, tokens: Tensor) -> Tensor:
-        """The inverse of `patchify`."""
-        channels, size, _ = self.event
-        side = size // self.patch
-        x = tokens.reshape(-1, side, side, channels, self.patch, self.patch)
-        return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size)
+        return patches_to_image(self.last(self.norm(h) * (1 + scale) + shift), self.event, self.patch)
 
 
 class DiTBlock(nn.Module):
@@ -122,7 +108,28 @@ class DiTBlock(nn.Module):
         return out
 
 
-def _sine_cosine_2d(side: int, width: int) -> Tensor:
+def image_to_patches(x: Tensor, patch: int) -> Tensor:
+    """Images `[B, C, S, S]` to tokens `[B, (S/p)^2, C p^2]`, row by row.
+
+    Example:
+        >>> image_to_patches(torch.arange(16.0).reshape(1, 1, 4, 4), 2)[0, 0]
+        tensor([0., 1., 4., 5.])
+    """
+    batch, channels, size, _ = x.shape
+    side = size // patch
+    x = x.reshape(batch, channels, side, patch, side, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, side**2, channels * patch**2)
+
+
+def patches_to_image(tokens: Tensor, event: tuple[int, ...], patch: int) -> Tensor:
+    """The inverse of `image_to_patches`, for images of shape `event`, `(C, S, S)`."""
+    channels, size, _ = event
+    side = size // patch
+    x = tokens.reshape(-1, side, side, channels, patch, patch)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size)
+
+
+def sine_cosine_2d(side: int, width: int) -> Tensor:
     """Positions `[side^2, width]`: a quarter of the width each for sine and cosine of row and of column."""
     frequencies = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * frequencies  # (S, W/4)

@@ -93,7 +93,7 @@ def ancestral(
                 x = x + fresh.sqrt() * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             if keep:
                 states.append(x)
-    nfe = len(grid) - 1
+    nfe = sum(field.evaluations(t) for t in grid[:-1])
     if not keep:
         return Trajectory(grid[[0, -1]], torch.stack([x0, x]), nfe)
     return Trajectory(grid, torch.stack(states), nfe)

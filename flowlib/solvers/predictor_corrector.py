@@ -153,12 +153,12 @@ def predictor_corrector(
             a, _ = transition(path, t, u)
             for _ in range(corrector_steps):
                 x = after(i, t, _langevin_step(score, x, t, a, snr, step_size, generator, conditions))
-                nfe += 1
+                nfe += field.evaluations(t)
             if predictor != "none":
                 s = score(x, t, **conditions)
                 mean, std = _PREDICTORS[predictor](path, x - path.center, s, t, u)
                 x = mean + path.center
-                nfe += 1
+                nfe += field.evaluations(t)
                 if not (denoise and i == len(clock) - 2):
                     x = x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
                 x = after(i, u, x)

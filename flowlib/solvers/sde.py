@@ -130,7 +130,7 @@ def sde(
 
     def drift(x: Tensor, t: Tensor, rate: Tensor) -> Tensor:
         nonlocal nfe
-        nfe += 1
+        nfe += field.evaluations(t)
         v, s = _velocity_and_score(field, x, t, conditions)
         return v + rate / 2 * s
 

@@ -22,7 +22,7 @@ class Trajectory:
     Attributes:
         times: The times kept, `[S + 1]`, from start to end (decreasing for an inversion).
         states: The states there, `[S + 1, batch, *event]`.
-        nfe: Number of function evaluations of the field, each for the whole batch.
+        nfe: Number of function evaluations, each for the whole batch; a guided field makes more than one a call.
 
     Example:
         >>> Trajectory(torch.tensor([0.0, 1.0]), torch.zeros(2, 5, 3), nfe=1)
@@ -104,8 +104,10 @@ class CountedVelocity:
         if isinstance(field, Field):
             field.check_times("velocity", times)
             self.function: VelocityFunction = field.function("velocity")
+            self.cost: Callable[[Tensor], int] = field.evaluations
         elif callable(field):
             self.function = field
+            self.cost = lambda t: 1
         else:
             raise TypeError(f"field must be a Field or a function of (x, t), got {type(field).__name__}")
         self.conditions = conditions
@@ -113,7 +115,7 @@ class CountedVelocity:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Evaluate and count."""
-        self.nfe += 1
+        self.nfe += self.cost(t)
         return self.function(x, t, **self.conditions)
 
 

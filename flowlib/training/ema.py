@@ -42,7 +42,7 @@ class EMA:
         live = module.state_dict(keep_vars=True)
         self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in live.items()}
         floating = [name for name in live if live[name].is_floating_point()]
-        self._averages = [self.state[name] for name in floating]
+        self._averages = [_local(self.state[name]) for name in floating]
         self._live = [live[name] for name in floating]
         self._others = [(self.state[name], live[name]) for name in live.keys() - set(floating)]
 
@@ -51,7 +51,7 @@ class EMA:
         """Move the average towards the network's present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(self._averages, self._live, 1 - decay)
+        torch._foreach_lerp_(self._averages, [_local(value) for value in self._live], 1 - decay)
         for average, value in self._others:
             average.copy_(value)
 
@@ -68,3 +68,8 @@ class EMA:
             yield
         finally:
             self.module.load_state_dict(own)
+
+
+def _local(value: Tensor) -> Tensor:
+    """The part of a sharded tensor that lies in this process; an ordinary tensor itself."""
+    return value.to_local() if hasattr(value, "to_local") else value

@@ -185,10 +185,10 @@ def fit(
     network.train()
     start, spent = time.perf_counter(), history.seconds
     last = steps if until is None else min(until, steps)
-    with _Bar(history.steps, steps, progress) as bar:
+    with Bar(history.steps, steps, progress) as bar:
         for step in range(history.steps, last):
             for group in descent.param_groups:
-                group["lr"] = lr * _rate(step, steps, warmup, schedule)
+                group["lr"] = lr * learning_rate(step, steps, warmup, schedule)
             x0, x1, conditions = draw(batch_size, generator=generator)
             loss = objective(x0, x1, generator=generator, **conditions).total
             value = loss.item()
@@ -213,8 +213,13 @@ def fit(
     return history
 
 
-def _rate(step: int, steps: int, warmup: int, schedule: str) -> float:
-    """The learning rate at a step as a fraction of its peak."""
+def learning_rate(step: int, steps: int, warmup: int, schedule: str) -> float:
+    """The learning rate at a step as a fraction of its peak: linear warm-up, then constant or a cosine to zero.
+
+    Example:
+        >>> learning_rate(0, 10, 5, "constant"), learning_rate(5, 10, 0, "cosine")
+        (0.2, 0.5)
+    """
     rate = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return rate if schedule == "constant" else rate * 0.5 * (1 + math.cos(math.pi * step / steps))
 
@@ -295,8 +300,14 @@ def _restore(
     history.seconds = state["history"]["seconds"]
 
 
-class _Bar:
-    """A tqdm bar with the smoothed loss, or nothing."""
+class Bar:
+    """A tqdm bar with the smoothed loss, or nothing.
+
+    Args:
+        done: Steps done.
+        steps: Steps in all.
+        progress: Whether to show it; `None` means on a terminal only, or as `FLOWLIB_PROGRESS` says.
+    """
 
     def __init__(self, done: int, steps: int, progress: bool | None) -> None:
         if progress is None:
@@ -308,14 +319,14 @@ class _Bar:
 
             self.bar = tqdm(total=steps, initial=done, desc="training", mininterval=0.5)
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "Bar":
         return self
 
-    def update(self, loss: float) -> None:
-        """Advance by a step."""
+    def update(self, loss: float, **figures: str) -> None:
+        """Advance by a step; further figures stand beside the loss."""
         if self.bar is not None:
             self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
-            self.bar.set_postfix(loss=f"{self.smooth:.4f}", refresh=False)
+            self.bar.set_postfix(loss=f"{self.smooth:.4f}", **figures, refresh=False)
             self.bar.update()
 
     def __exit__(self, *exception: object) -> None:

@@ -63,7 +63,7 @@ import time
 start = time.perf_counter()
 import torch
 middle = time.perf_counter()
-from flowlib import couplings, data, distributions, fields, nets, objectives, paths, solvers, training
+from flowlib import couplings, data, distributions, fields, kernels, nets, objectives, paths, solvers, training
 print((time.perf_counter() - middle) / (middle - start))
 """
     command = [sys.executable, "-c", script]
@@ -72,10 +72,10 @@ print((time.perf_counter() - middle) / (middle - start))
 
 
 def test_importing_the_library_does_not_import_what_it_may_not_need() -> None:
-    heavy = ("matplotlib", "ot", "sklearn", "torchdiffeq", "triton", "IPython", "beartype", "scipy")
+    heavy = ("matplotlib", "ot", "sklearn", "torchdiffeq", "triton", "IPython", "beartype", "scipy", "lightning_fabric")
     code = (
         "import sys, torch\nbefore = set(sys.modules)\n"
-        "from flowlib import claims, couplings, data, fields, metrics, nets, objectives, paths\n"
+        "from flowlib import claims, couplings, data, fields, kernels, metrics, nets, objectives, paths\n"
         "from flowlib import plots, solvers, training\n"
         f"print([name for name in {heavy} if name in set(sys.modules) - before])"
     )

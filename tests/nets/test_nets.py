@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from flowlib import nets
+from flowlib.nets.dit import image_to_patches, patches_to_image
 
 IMAGES = {
     "mlp": lambda classes: nets.MLP((1, 8, 8), width=32, classes=classes),
@@ -84,10 +85,10 @@ def test_dit_block_is_the_identity_at_initialisation() -> None:
 def test_patches_are_put_back_where_they_came_from() -> None:
     net = nets.DiT(size=8, channels=3, patch=4, width=16, depth=1, heads=2)
     x = torch.randn(2, 3, 8, 8)
-    tokens = net.patchify(x)
+    tokens = image_to_patches(x, net.patch)
     assert tokens.shape == (2, 4, 48)
     torch.testing.assert_close(tokens[0, 1], x[0, :, :4, 4:].flatten())  # second patch of the first row
-    assert torch.equal(net.unpatchify(tokens), x)
+    assert torch.equal(patches_to_image(tokens, net.event, net.patch), x)
 
 
 def test_dit_positions_are_distinct() -> None:
