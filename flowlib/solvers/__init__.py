@@ -1,6 +1,10 @@
 """Solvers: they own the step loop and count function evaluations; fields know nothing of them."""
 
+from flowlib.solvers.adaptive import adaptive_exponential
 from flowlib.solvers.ancestral import ancestral
+from flowlib.solvers.exponential import EXPONENTIAL
+from flowlib.solvers.exponential_sde import exponential_sde
+from flowlib.solvers.grids import CLOCKS, clock_grid, shift_times
 from flowlib.solvers.late import perturb, teleport
 from flowlib.solvers.likelihood import divergence, log_likelihood
 from flowlib.solvers.ode import METHODS, invert, ode
@@ -9,13 +13,18 @@ from flowlib.solvers.sde import SDE_METHODS, eta_squared, sde
 from flowlib.solvers.trajectory import Trajectory, time_grid
 
 __all__ = [
+    "CLOCKS",
+    "EXPONENTIAL",
     "METHODS",
     "PREDICTORS",
     "SDE_METHODS",
     "Trajectory",
+    "adaptive_exponential",
     "ancestral",
+    "clock_grid",
     "divergence",
     "eta_squared",
+    "exponential_sde",
     "invert",
     "langevin",
     "log_likelihood",
@@ -23,6 +32,7 @@ __all__ = [
     "perturb",
     "predictor_corrector",
     "sde",
+    "shift_times",
     "teleport",
     "time_grid",
 ]
