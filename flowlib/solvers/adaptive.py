@@ -1,7 +1,7 @@
 r"""Exponential steps that choose their own length: an embedded pair of DDIM and the exponential midpoint.
 
 Both share the evaluation at the start of the step. With $E$ the norm of their difference in units of the tolerance the
-next step is $h\min(5, \max(0.2, 0.9E^{-1/2}))$, since the difference is of second order in $h$ (Hairer, Norsett and
+next step is $h\min(5, \max(0.2, 0.9E^{-1/2}))$, up to a bound, since the difference is of second order in $h$ (Hairer, Norsett and
 Wanner, 1993, section II.4; DPM-Solver-12 of Lu et al., 2022a, in the data form).
 """
 
@@ -30,6 +30,7 @@ def adaptive_exponential(
     rtol: float = 1e-2,
     atol: float = 1e-2,
     first: float = 0.1,
+    longest: float = 1.0,
     **conditions: Any,
 ) -> Trajectory:
     r"""Solve the probability-flow ODE from `start` to `end` with steps in $\lambda$ of adapted length.
@@ -46,6 +47,9 @@ def adaptive_exponential(
         rtol: Tolerance relative to the entries of the state.
         atol: Tolerance in absolute terms.
         first: Length in $\lambda$ of the first step that is tried.
+        longest: Length in $\lambda$ of the longest step. Without a bound the estimate can be fooled: a step from high
+            noise to low noise lands near $\hat x_1$, and a prediction made there returns the point itself, so that both
+            methods agree on a wrong end.
         **conditions: Passed to the field.
 
     Returns:
@@ -65,8 +69,8 @@ def adaptive_exponential(
     if not isinstance(field, Field):
         raise TypeError(f"field must be a Field, because its data prediction is needed; got {type(field).__name__}")
     check_start(x0)
-    for name, value in (("rtol", rtol), ("atol", atol), ("first", first)):
-        check_positive(name, value)
+    for name, number in (("rtol", rtol), ("atol", atol), ("first", first), ("longest", longest)):
+        check_positive(name, number)
     if not 0 <= start < end <= 1:
         raise ValueError(f"need 0 <= start < end <= 1, got start={start} and end={end}")
     schedule, center = field.path.schedule, field.path.center
@@ -93,6 +97,7 @@ def adaptive_exponential(
     with torch.no_grad():
         value = count("data", x, t)
         for _ in range(_MOST_STEPS):
+            h = min(h, longest)
             final = lam + 1.01 * h >= last  # do not leave a sliver
             h = last - lam if final else h
             u = ends[1].to(x0) if final else time_of(lam + h)
