@@ -1,8 +1,8 @@
 r"""Exponential steps that choose their own length: an embedded pair of DDIM and the exponential midpoint.
 
 Both share the evaluation at the start of the step. With $E$ the norm of their difference in units of the tolerance the
-next step is $h\min(5, \max(0.2, 0.9E^{-1/2}))$, up to a bound, since the difference is of second order in $h$ (Hairer, Norsett and
-Wanner, 1993, section II.4; DPM-Solver-12 of Lu et al., 2022a, in the data form).
+next step is $h\min(5, \max(0.2, 0.9E^{-1/2}))$, up to a bound, since the difference is of second order in $h$ (Hairer,
+Norsett and Wanner, 1993, section II.4; DPM-Solver-12 of Lu et al., 2022a, in the data form).
 """
 
 from typing import Any
