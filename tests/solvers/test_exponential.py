@@ -88,7 +88,7 @@ def test_weights_integrate_polynomials_exactly(nodes: list[float], h: float) -> 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_error_decreases_with_the_stated_order(method: str) -> None:
-    """The card's check: equal steps in lambda from -2 to 2.5, overlapping mixture, median error over points."""
+    """Equal steps in lambda from -2 to 2.5, overlapping mixture, median error over points."""
     field, x, _, _ = problem()
     reference = exact_end()
     errors = [
