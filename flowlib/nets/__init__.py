@@ -8,6 +8,18 @@ from flowlib.nets.dit import DiT, DiTBlock
 from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding
 from flowlib.nets.mlp import MLP
 from flowlib.nets.potential import PotentialMLP
+from flowlib.nets.two_times import TwoTimeMLP, gaussian_average
 from flowlib.nets.unet import UNet
 
-__all__ = ["MLP", "DiT", "DiTBlock", "LabelEmbedding", "PotentialMLP", "SelfAttention", "TimeEmbedding", "UNet"]
+__all__ = [
+    "MLP",
+    "DiT",
+    "DiTBlock",
+    "LabelEmbedding",
+    "PotentialMLP",
+    "SelfAttention",
+    "TimeEmbedding",
+    "TwoTimeMLP",
+    "UNet",
+    "gaussian_average",
+]

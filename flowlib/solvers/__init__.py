@@ -1,6 +1,7 @@
 """Solvers: they own the step loop and count function evaluations; fields know nothing of them."""
 
 from flowlib.solvers.ancestral import ancestral
+from flowlib.solvers.jumps import jumps
 from flowlib.solvers.late import perturb, teleport
 from flowlib.solvers.likelihood import divergence, log_likelihood
 from flowlib.solvers.ode import METHODS, invert, ode
@@ -17,6 +18,7 @@ __all__ = [
     "divergence",
     "eta_squared",
     "invert",
+    "jumps",
     "langevin",
     "log_likelihood",
     "ode",
