@@ -23,6 +23,7 @@ from flowlib.nets import TimeEmbedding
 from flowlib.objectives.flow_matching import Loss, PairObjective
 from flowlib.objectives.time_pairs import TimePairSampler, triangle
 from flowlib.objectives.times import uniform
+from flowlib.paths import GaussianPath
 
 __all__ = [
     "LearnedWeight",
@@ -206,7 +207,7 @@ def self_distillation(
     $$ L = E\Big[\frac1d\|u_{t,t}(x_t) - \dot x_t\|^2\Big] + E\Big[\frac1d\|\text{residual}_{s,t}(x_s)\|^2\Big] $$
 
     Each batch is split: its first part trains the diagonal, the rest the residual, so that a step sees every pair once.
-    With `diagonal=1` this is `flow_matching`; with `diagonal=0` and a teacher, distillation.
+    With `diagonal=1` this is `flow_matching`; with a teacher it is distillation.
 
     Args:
         flow_map: What is trained.
@@ -215,8 +216,8 @@ def self_distillation(
         pairs: Sampler of times $(s, t)$; the whole triangle if `None`. `dyadic` with `"progressive"` is a shortcut
             model, `to_data` with `"eulerian"` or `"mean_flow"` a consistency model.
         share: $\gamma$ of the progressive residual; `None` draws it uniformly.
-        teacher: A frozen field that replaces the student's own diagonal; for `"progressive"` a `FlowMap`. Without one,
-            `"mean_flow"` takes the velocity of the pair.
+        teacher: A frozen field whose velocity replaces that of the pairs on the diagonal, and the student's own in the
+            residual; for `"progressive"` a `FlowMap`. Without one, `"mean_flow"` takes the velocity of the pair.
         weight: $w(s, t)$, for example a `LearnedWeight`: each squared error $R$ becomes $e^{-w}R + w$.
 
     Returns:
@@ -253,11 +254,7 @@ def self_distillation(
             assert teacher is None or isinstance(teacher, FlowMap)
             ratio = 0.5 if gamma is None else gamma
             return progressive_residual(flow_map, x, s, t, share=ratio, teacher=teacher, **conditions)
-        if teacher is None:
-            velocity = path.apply_target("velocity", x0, x1, s)
-        else:
-            with torch.no_grad():
-                velocity = teacher.function("velocity")(x, s, **conditions)
+        velocity = _target(teacher, path, x0, x1, x, s, conditions)
         return mean_flow_residual(flow_map, x, s, t, velocity=velocity, **conditions)
 
     def objective(
@@ -278,8 +275,8 @@ def self_distillation(
         if split:
             here = draw_time(split, **options).t if t is None else batch_time(t, x1).expand(n)[:split]
             x = path.apply_interpolation(x0[:split], x1[:split], here)
-            velocity = path.apply_target("velocity", x0[:split], x1[:split], here)
             some = {name: value[:split] for name, value in conditions.items()}
+            velocity = _target(teacher, path, x0[:split], x1[:split], x, here, some)
             errors.append((flow_map.evaluate(x, here, **some) - velocity).square().flatten(1).mean(1))
             times.append((here, here))
             terms["diagonal"] = errors[-1].detach().mean()
@@ -304,3 +301,14 @@ def self_distillation(
 
 def _velocity(flow_map: FlowMap, teacher: Field | None) -> Callable[..., Tensor]:
     return flow_map.evaluate if teacher is None else teacher.function("velocity")
+
+
+def _target(
+    teacher: Field | None, path: GaussianPath, x0: Tensor, x1: Tensor, x: Tensor, t: Tensor, conditions: dict[str, Any]
+) -> Tensor:
+    """The velocity of the pairs, or of the teacher at their points."""
+    if teacher is None:
+        return path.apply_target("velocity", x0, x1, t)
+    with torch.no_grad():
+        out: Tensor = teacher.function("velocity")(x, t, **conditions)
+    return out

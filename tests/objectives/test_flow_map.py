@@ -204,9 +204,11 @@ def test_exact_map_pays_only_the_floor_of_flow_matching(kind: str, generator: to
     x1 = MEAN + STD * x1
     teacher = exact() if kind == "progressive" else field()
     self_taught = objectives.self_distillation(exact(), kind)(x0, x1, generator=generator)
-    taught = objectives.self_distillation(exact(), kind, diagonal=0.0, teacher=teacher)(x0, x1, generator=generator)
-    assert float(taught.total) < 1e-20
-    assert taught.terms.keys() == {"residual"}
+    for diagonal, terms in ((0.0, {"residual"}), (0.5, {"diagonal", "residual"})):
+        objective = objectives.self_distillation(exact(), kind, diagonal=diagonal, teacher=teacher)
+        taught = objective(x0, x1, generator=generator)
+        assert float(taught.total) < 1e-20
+        assert taught.terms.keys() == terms
     assert float(self_taught.terms["diagonal"]) > 0.1
     if kind != "mean_flow":  # its velocities of pairs have a floor of their own
         assert float(self_taught.terms["residual"]) < 1e-20
