@@ -9,6 +9,7 @@ from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding
 from flowlib.nets.mlp import MLP
 from flowlib.nets.potential import PotentialMLP
 from flowlib.nets.transformer import BlockTransformer, CausalBlock
+from flowlib.nets.two_times import TwoTimeMLP, gaussian_average
 from flowlib.nets.unet import UNet
 from flowlib.nets.video_dit import VideoDiT
 
@@ -22,6 +23,8 @@ __all__ = [
     "PotentialMLP",
     "SelfAttention",
     "TimeEmbedding",
+    "TwoTimeMLP",
     "UNet",
     "VideoDiT",
+    "gaussian_average",
 ]

@@ -5,6 +5,7 @@ from flowlib.solvers.ancestral import ancestral
 from flowlib.solvers.exponential import EXPONENTIAL
 from flowlib.solvers.exponential_sde import exponential_sde
 from flowlib.solvers.grids import CLOCKS, clock_grid, shift_times
+from flowlib.solvers.jumps import jumps
 from flowlib.solvers.late import perturb, teleport
 from flowlib.solvers.likelihood import divergence, log_likelihood
 from flowlib.solvers.mean_reverting import angular_velocity, data_from_angular, mr_sampler, mr_step
@@ -29,6 +30,7 @@ __all__ = [
     "eta_squared",
     "exponential_sde",
     "invert",
+    "jumps",
     "langevin",
     "log_likelihood",
     "mr_sampler",
