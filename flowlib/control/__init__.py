@@ -1,5 +1,6 @@
 """Control: fields and solver callbacks that steer samples towards a condition."""
 
+from flowlib.control import measurements
 from flowlib.control.conditioning import conditioned, replacement
 from flowlib.control.steering import (
     backpropagated,
@@ -18,6 +19,7 @@ __all__ = [
     "edit_loss",
     "least_squares",
     "loss_gradient",
+    "measurements",
     "optimise_start",
     "replacement",
     "steered",

@@ -293,14 +293,14 @@ def loss_gradient(loss: Loss, x1: Tensor, t: Tensor) -> Tensor:
     return gradient
 
 
-def least_squares(measure: Callable[[Tensor], Tensor], y: Float[Tensor, "batch *shape"]) -> Loss:
+def least_squares(measure: Callable[[Tensor], Tensor], y: Tensor) -> Loss:
     r"""The loss of a measurement, $L = \frac12\|A\hat x_1 - y\|^2$: a *sum* over what was measured.
 
     With a mean in its place, as in much published code, the same step size is $m/2$ times weaker for $m$ numbers.
 
     Args:
         measure: $A$, from states to measurements `[batch, *shape]`, differentiable by autograd.
-        y: What was measured.
+        y: What was measured, `[batch, *shape]`, real or complex.
 
     Returns:
         A loss for the functions of this module.
@@ -313,12 +313,11 @@ def least_squares(measure: Callable[[Tensor], Tensor], y: Float[Tensor, "batch *
         >>> loss_gradient(loss, torch.ones(1, 2), torch.tensor(0.5))       # A^T (A x - y)
         tensor([[1., 0.]])
     """
-    check_state("y", y)
 
     def loss(x1: Tensor, t: Tensor) -> Tensor:
         seen = measure(x1)
         check_same("measure(x1)", seen, "y", y)
-        return (seen - y).square().flatten(1).sum(1) / 2
+        return (seen - y).abs().square().flatten(1).sum(1) / 2
 
     return loss
 
