@@ -9,8 +9,8 @@ $\hat x_1(x_t, t)$, and differ in the matrix that carries it to what they change
 | `backpropagated` | the state $x_t$ | $J_t^\top$, $J_t = \partial\hat x_1/\partial x_t$ | $N$ and $N$ |
 | `optimise_start` | the start $x_0$ | the Jacobian of the whole solve | $N(I + 1)$ and $NI$ |
 
-for $N$ Euler steps and $I$ iterations. The first is FlowChef (Patel et al., 2024), the second the guidance of DPS (Chung
-et al., 2023) and FreeDoM (Yu et al., 2023), the third D-Flow (Ben-Hamu et al., 2024).
+for $N$ Euler steps and $I$ iterations. The first is FlowChef (Patel et al., 2024), the second the guidance of DPS
+(Chung et al., 2023) and FreeDoM (Yu et al., 2023), the third D-Flow (Ben-Hamu et al., 2024).
 
 A loss is a function of data predictions `[batch, *event]` and the time, with one value for each sample. The first two
 are fields: any solver runs them, and `solvers.ode(..., method="euler")` runs the published loops step by step.

@@ -28,6 +28,12 @@ def prior(path: paths.GaussianPath | None = None) -> MixtureField:
     return MixtureField(mixture(), path or paths.linear())
 
 
+def gaussian() -> GaussianField:
+    """One Gaussian with variances 3, 0.5, 0.2, 0.2 along the axes."""
+    values, vectors = torch.tensor([3.0, 0.5], dtype=torch.float64), torch.eye(4, dtype=torch.float64)[:, :2]
+    return GaussianField(randn(1, 4)[0], paths.linear(), values, vectors, 0.2)
+
+
 A = randn(2, 4, seed=3)
 Y = randn(5, 2, seed=4)
 X0 = randn(5, 4, seed=5)
@@ -172,13 +178,13 @@ def test_no_graph_of_the_network_and_one_evaluation_a_step() -> None:
 
 def test_the_sampler_has_a_limit_if_step_times_steps_is_kept() -> None:
     """Halving step size and step doubles the accuracy: the difference to the finest solve is O(1/N)."""
-    field = GaussianField(randn(1, 4)[0], paths.linear(), torch.tensor([3.0, 0.5], dtype=torch.float64), torch.eye(4, dtype=torch.float64)[:, :2], 0.2)  # fmt: skip
+    field = gaussian()
 
     def end(steps: int) -> Tensor:
         steered = control.steered(field, LOSS, step=2.0 / steps, steps=steps)
         return solvers.ode(steered, X0, steps=steps, keep=False).end
 
-    finest = end(6400)
+    finest = end(3200)
     errors = torch.stack([(end(steps) - finest).norm() for steps in (100, 200, 400)])
     ratios = errors[:-1] / errors[1:]
     assert bool(((ratios > 1.8) & (ratios < 2.3)).all()), ratios
@@ -252,8 +258,7 @@ def test_a_predictor_makes_the_correction_and_the_field_the_move() -> None:
 
 def test_the_gradient_in_the_start_is_the_one_through_the_whole_solve() -> None:
     """One SGD step of size h moves x0 by -h grad L(X(x0)), X the Euler map of a Gaussian: linear, known."""
-    values = torch.tensor([3.0, 0.5], dtype=torch.float64)
-    field = GaussianField(randn(1, 4)[0], paths.linear(), values, torch.eye(4, dtype=torch.float64)[:, :2], 0.2)
+    field = gaussian()
     factors = torch.ones(4, dtype=torch.float64)  # of the Euler map along each axis
     for i in range(N):
         t = i / N
