@@ -245,7 +245,7 @@ def population_target(
     r"""Where entropic optimal transport between two populations sends new data: $T_\epsilon(y)$.
 
     With the column potential $g$ of the plan between the populations and equal weights,
-    $T_\epsilon(y) = \sum_j q_j z_j$ over the points $z_j$ of `after`, $q_j \propto \exp((g_j - \|y - z_j\|^2)/\epsilon)$:
+    $T_\epsilon(y) = \sum_j q_j z_j$ over the points $z_j$ of `after`, $q_j \propto e^{(g_j - \|y - z_j\|^2)/\epsilon}$:
     the barycentric projection of the plan, continued to points outside of `before` (Pooladian and Niles-Weed, 2021).
     Solved in float64.
 
