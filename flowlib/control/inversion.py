@@ -294,7 +294,8 @@ def flowedit(
     \sigma_t x_0$, $z = y_1$ at the start; Euler steps, with fresh noise in each.
 
     Args:
-        before: The field of the condition that describes the data.
+        before: The field of the condition that describes the data; of a network with labels,
+            `FunctionField(functools.partial(net.evaluate, y=labels), net.path, net.predicts)`.
         after: The field of the condition wanted, on the same path.
         y1: The data.
         steps: Number of equal steps from 0 to 1.
@@ -321,14 +322,14 @@ def flowedit(
             raise TypeError(f"{name} must be a Field, because its path is needed; got {type(field).__name__}")
     check_state("y1", y1)
     path, v_before, v_after = before.path, before.function("velocity"), after.function("velocity")
-    many = y1.repeat((samples,) + (1,) * (y1.ndim - 1))  # (samples * B, *event)
 
     def difference(z: Tensor, t: Tensor) -> Tensor:
-        x0 = torch.randn(many.shape, generator=generator, dtype=y1.dtype, device=y1.device)
-        xt = path.apply_interpolation(x0, many, t)
-        shift = (z - y1).repeat((samples,) + (1,) * (y1.ndim - 1))
-        change = v_after(xt + shift, t) - v_before(xt, t)
-        return change.reshape(samples, *y1.shape).mean(0)
+        total = torch.zeros_like(z)
+        for _ in range(samples):
+            x0 = torch.randn(y1.shape, generator=generator, dtype=y1.dtype, device=y1.device)
+            xt = path.apply_interpolation(x0, y1, t)
+            total = total + v_after(xt + (z - y1), t) - v_before(xt, t)
+        return total / samples
 
     solved = ode(difference, y1, steps=steps, times=times)
     for field in (before, after):

@@ -1,5 +1,6 @@
 """Inversion and editing: controlled fields in closed form, the identity behind OTIP, and its schedule."""
 
+import functools
 import itertools
 import math
 
@@ -364,6 +365,15 @@ def test_flowedit_between_equal_gaussians_is_the_optimal_map(samples: int, gener
     run = control.flowedit(before, after, y1, steps=7, samples=samples, generator=generator)
     torch.testing.assert_close(run.end, y1 + means[1] - means[0], rtol=0, atol=1e-12)
     assert run.nfe == 14 * samples
+
+
+def test_flowedit_takes_a_network_whose_labels_belong_to_the_batch(generator: torch.Generator) -> None:
+    """With one shift for each label, every row moves by its own shift, whatever the number of draws."""
+    model = fields.FunctionField(lambda x, t, y: x - x + y[:, None], LINEAR)
+    y1, old, new = draw(4, 5), draw(4, 6)[:, 0], draw(4, 7)[:, 0]
+    before, after = (fields.FunctionField(functools.partial(model.evaluate, y=y), LINEAR) for y in (old, new))
+    end = control.flowedit(before, after, y1, steps=5, samples=3, generator=generator).end
+    torch.testing.assert_close(end, y1 + (new - old)[:, None], rtol=0, atol=1e-12)
 
 
 def test_flowedit_averages_the_draws_of_a_step() -> None:
