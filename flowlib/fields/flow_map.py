@@ -118,7 +118,8 @@ class FlowMap(Field):
                 now[i] = value
             return self.jump(*now, **conditions)
 
-        value, derivative = torch.func.jvp(move, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))
+        at, towards = (tuple(values[i] for i in moving) for values in (primals, tangents))
+        value, derivative = torch.func.jvp(move, at, towards)[:2]
         return value, derivative
 
 

@@ -90,8 +90,8 @@ class DigitMap(DigitNet):
     def __init__(self, width: int = 256, blocks: int = 3, dropout: float = 0.0) -> None:
         super().__init__(width, blocks, dropout)
         self.gap = nets.TimeEmbedding(width, 8, 1.0)  # slow features: the loss differentiates in them
-        nn.init.zeros_(self.gap.layers[-1].weight)
-        nn.init.zeros_(self.gap.layers[-1].bias)
+        for parameter in self.gap.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Average velocities of states `[batch, 1, 8, 8]` between times `[batch]`."""
