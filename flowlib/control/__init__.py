@@ -1,5 +1,6 @@
 """Control: fields and solver callbacks that steer samples towards a condition."""
 
+from flowlib.control import measurements
 from flowlib.control.conditioning import conditioned, replacement
 from flowlib.control.inverse import Restoration, calibrated_weights, carried_noise, data_consistency, flair
 
@@ -10,5 +11,6 @@ __all__ = [
     "conditioned",
     "data_consistency",
     "flair",
+    "measurements",
     "replacement",
 ]

@@ -124,8 +124,8 @@ def data_consistency(
 ) -> tuple[Float[Tensor, "batch *event"], Int[Tensor, " batch"]]:
     r"""Gradient steps on the sum of squares $\lVert A(D(\mu)) - y\rVert^2$ until it is at most $m$ times `tolerance`.
 
-    $m$ is the number of measurements of an item. Each item stops by itself. With `tolerance` the variance of the measurement's noise this is the discrepancy
-    principle: data are not fitted below their noise.
+    Here $m$ is the number of measurements of an item. Each item stops by itself. With `tolerance` the variance of the
+    measurement's noise this is the discrepancy principle: data are not fitted below their noise.
 
     Args:
         measure: $A$, differentiable, each item by itself.

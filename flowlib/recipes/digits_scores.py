@@ -6,26 +6,23 @@ images are never seen.
 """
 
 import argparse
-import json
-import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowlib import data, nets, paths
+from flowlib import paths
 from flowlib._checks import check_choice, expand_time
 from flowlib.fields import NetworkField
 from flowlib.objectives import Times, denoising_score_matching, importance
-from flowlib.training import EMA
+from flowlib.recipes._digits import WEIGHTS, Config, DigitNet, fit, restore, settings, write
 
-__all__ = ["END", "PATHS", "Config", "ScoreNet", "load", "main", "train"]
+__all__ = ["END", "PATHS", "WEIGHTS", "Config", "ScoreNet", "load", "main", "read", "train"]
 
-WEIGHTS = Path(__file__).parent.parent / "weights"
 PATHS: dict[str, Callable[[], paths.GaussianPath]] = {
     "vp": paths.vp,
     "sub_vp": paths.sub_vp,
@@ -35,36 +32,7 @@ END = 0.999
 """The last time of training; later scores of VP and sub-VP grow without bound."""
 
 
-@dataclass(frozen=True)
-class Config:
-    """Settings of the recipe.
-
-    Attributes:
-        steps: Gradient steps.
-        batch_size: Images a step.
-        lr: Peak learning rate of AdamW; it falls to zero along a cosine.
-        width: Width of the network.
-        blocks: Residual blocks of the network.
-        dropout: Dropout rate inside the blocks.
-        ema: Decay of the average of the weights.
-        drop_condition: Share of images whose label is hidden.
-        every: Steps between two looks at the held-out loss.
-        seed: Seed of initialisation, batches and noise.
-    """
-
-    steps: int = 8000
-    batch_size: int = 128
-    lr: float = 1e-3
-    width: int = 256
-    blocks: int = 3
-    dropout: float = 0.2
-    ema: float = 0.999
-    drop_condition: float = 0.3
-    every: int = 500
-    seed: int = 0
-
-
-class ScoreNet(nn.Module):
+class ScoreNet(DigitNet):
     r"""Predicts the noise of a noisy digit: a Gaussian fit of the pixels plus a residual perceptron.
 
     With $s = \sigma_t/\alpha_t$, the scaled state $z = x/\alpha_t = x_1 + s x_0$, and the mean $m$ and deviation $d$ of
@@ -88,21 +56,12 @@ class ScoreNet(nn.Module):
         torch.Size([2, 1, 8, 8])
     """
 
-    mean: Tensor
-    std: Tensor
     ends: Tensor
 
     def __init__(self, path: paths.GaussianPath, width: int = 256, blocks: int = 3, dropout: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(width, blocks, dropout)
         self.path = path
-        self.register_buffer("mean", torch.zeros(data.digits.EVENT_SHAPE))
-        self.register_buffer("std", torch.ones(data.digits.EVENT_SHAPE))
         self.register_buffer("ends", -path.schedule.log_snr(torch.tensor([END, 0.0])) / 2)
-        self.first = nn.Linear(64, width)
-        self.time = nets.TimeEmbedding(width)
-        self.labels = nets.LabelEmbedding(data.digits.CLASSES, width)
-        self.body = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
-        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, 64))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The noise in states `[batch, 1, 8, 8]` at times `[batch]`; labels -1, or `None`, mean no class."""
@@ -110,26 +69,8 @@ class ScoreNet(nn.Module):
         s, alpha = (expand_time(value, x) for value in (log_s.exp(), self.path.schedule.alpha(t)))
         w = (s**2 + self.std**2).rsqrt()
         scaled = w * (x / alpha - self.mean)
-        embedding = self.time((log_s - self.ends[0]) / (self.ends[1] - self.ends[0])) + self.labels(y, len(x))
-        h = self.first(scaled.flatten(1))
-        for block in self.body:
-            h = block(h, embedding)
-        out: Tensor = s * w * scaled + self.std * w * self.last(h).reshape(x.shape)
-        return out
-
-
-class _Block(nn.Module):
-    """A residual layer; the embedding enters before the nonlinearity."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        inner = nn.functional.silu(self.first(self.norm(h) + embedding))
-        out: Tensor = h + self.second(self.dropout(inner))
+        inner = self.residual(scaled, (log_s - self.ends[0]) / (self.ends[1] - self.ends[0]), y)
+        out: Tensor = s * w * scaled + self.std * w * inner
         return out
 
 
@@ -158,14 +99,10 @@ def load(name: str) -> NetworkField:
 
 def read(file: Path) -> NetworkField:
     """The field in a file that `main` wrote; the settings come from the JSON record beside it."""
-    from safetensors.torch import load_file
-
-    if not file.is_file():
-        raise FileNotFoundError(f"no weights at {file}; run python -m flowlib.recipes.digits_scores")
-    record = json.loads(file.with_suffix(".json").read_text())
+    record = settings(file, "digits_scores")
     path, config = PATHS[record["name"]](), record["config"]
     net = ScoreNet(path, config["width"], config["blocks"]).float()
-    net.load_state_dict({key: value.float() for key, value in load_file(file).items()})
+    restore(net, file)
     return NetworkField(net, path, predicts="noise").eval().requires_grad_(False)
 
 
@@ -190,14 +127,8 @@ def train(name: str, config: Config, *, verbose: bool = False) -> tuple[NetworkF
         True
     """
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    path, whole, test_set = PATHS[name](), data.digits.load("train"), data.digits.load("test")
-    held = torch.arange(len(whole)) % 10 == 0
-    seen, unseen = data.Labelled(whole.x[~held], whole.y[~held]), data.Labelled(whole.x[held], whole.y[held])
-
+    path = PATHS[name]()
     net = ScoreNet(path, config.width, config.blocks, config.dropout).float()
-    net.mean.copy_(seen.x.mean(0))
-    net.std.copy_((seen.x.var(0) + data.digits.BIN_WIDTH**2 / 12).sqrt())
     field = NetworkField(net, path, predicts="noise")
 
     def density(t: Tensor) -> Tensor:
@@ -210,45 +141,7 @@ def train(name: str, config: Config, *, verbose: bool = False) -> tuple[NetworkF
         return Times(corrected(n, **options).t)  # without the weights that would undo the density
 
     objective = denoising_score_matching(field, times=times, drop_condition=config.drop_condition)
-
-    def loss(images: data.Labelled, repeats: int, seed: int) -> float:
-        draw, total = torch.Generator().manual_seed(seed), 0.0
-        with torch.no_grad():
-            for _ in range(repeats):
-                x1 = data.digits.dequantize(images.x, generator=draw)
-                x0 = torch.randn(x1.shape, generator=draw)
-                total += float(objective(x0, x1, generator=draw, y=images.y).total)
-        return total / repeats
-
-    descent = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, config.steps)
-    average = EMA(net, config.ema)
-    best, best_step, kept = float("inf"), 0, {}
-    for step in range(1, config.steps + 1):
-        x, conditions = seen.sample(config.batch_size, generator=generator)
-        x = data.digits.dequantize(x, generator=generator)
-        noise = torch.randn(x.shape, generator=generator)
-        value = objective(noise, x, generator=generator, **conditions).total
-        descent.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        descent.step()
-        schedule.step()
-        average.update()
-        if step % config.every == 0 or step == config.steps:
-            net.eval()
-            with average.applied():
-                there = loss(unseen, 40, 1)
-                if there < best:
-                    best, best_step = there, step
-                    kept = {key: entry.clone() for key, entry in net.state_dict().items()}
-            net.train()
-            if verbose:
-                print(f"{name} step {step}: held out {there:.4f} (best {best:.4f} at {best_step})", file=sys.stderr)
-    net.load_state_dict(kept)
-    field.eval().requires_grad_(False)
-    losses = {"train": loss(seen, 5, 2), "held_out": best, "test": loss(test_set, 20, 2)}
-    return field, {"best_step": best_step, "loss": {key: round(entry, 4) for key, entry in losses.items()}}
+    return field, fit(field, objective, config, report=name if verbose else None)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -262,23 +155,12 @@ def main(arguments: list[str] | None = None) -> None:
     names, out = given.pop("names"), given.pop("out")
     config = Config(**given)
 
-    from safetensors.torch import save_file
-
-    out.mkdir(parents=True, exist_ok=True)
     for name in names:
         check_choice("name", name, tuple(PATHS))
         trained, result = train(name, config, verbose=True)
         file = out / f"digits_score_{name}.safetensors"
-        save_file({key: value.half() for key, value in trained.net.state_dict().items()}, file)
-        record = {
-            "command": f"python -m flowlib.recipes.digits_scores {name}",
-            "name": name,
-            "config": asdict(config),
-            **result,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-        file.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+        command = f"python -m flowlib.recipes.digits_scores {name}"
+        write(file, trained.net, {"command": command, "name": name, **result}, config)
         print(f"{name}: {result}; wrote {file.name}", file=sys.stderr)
 
 
