@@ -3,6 +3,7 @@
 from flowlib.control import measurements
 from flowlib.control.conditioning import conditioned, replacement
 from flowlib.control.guidance import CombinedField, Term, classifier_free, compose, guided, interval
+from flowlib.control.inverse import Restoration, calibrated_weights, carried_noise, data_consistency, flair
 from flowlib.control.inversion import (
     eta_effective,
     flowedit,
@@ -25,14 +26,19 @@ from flowlib.control.steering import (
 
 __all__ = [
     "CombinedField",
+    "Restoration",
     "Term",
     "backpropagated",
+    "calibrated_weights",
+    "carried_noise",
     "classifier_free",
     "compose",
     "conditioned",
+    "data_consistency",
     "data_jacobian",
     "edit_loss",
     "eta_effective",
+    "flair",
     "flowedit",
     "guided",
     "interval",
