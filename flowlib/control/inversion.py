@@ -57,7 +57,8 @@ def toward_data(
         strength: $k_t$: a number, or a function of a 0-d time to a 0-d or `[batch]` tensor, for example `on_grid`.
         clip: Shorten $c$ to this norm, token by token.
         mask: Multiplies the correction; broadcasts against the states.
-        rescale: Multiply the correction by $\lvert v\rvert/\lvert c\rvert$, token by token.
+        rescale: Multiply the correction by $\lvert v\rvert/\lvert c\rvert$, token by token. The factor has no bound near
+            $x = y_1$; a token that is there exactly is not corrected.
 
     Returns:
         A field on the same path that predicts the velocity; its conditions go to `field`.
@@ -133,7 +134,8 @@ class _Controlled(Field):
         if self.mask is not None:
             correction = self.mask * correction
         if self.rescale:
-            correction = correction * v.norm(dim=-1, keepdim=True) / c.norm(dim=-1, keepdim=True)
+            length = c.norm(dim=-1, keepdim=True)
+            correction = torch.where(length > 0, correction * v.norm(dim=-1, keepdim=True) / length, 0)
         return v + correction
 
     def check_times(self, kind: Prediction, times: Tensor) -> None:
