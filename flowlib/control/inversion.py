@@ -58,8 +58,8 @@ def toward_data(
         clip: Shorten $c$ to this norm, token by token.
         mask: Multiplies the correction; broadcasts against the states.
         rescale: Multiply the correction by $\lvert v\rvert/\lvert c\rvert$, token by token. The factor has no bound
-            near $x = y_1$: a token with $\lvert c\rvert \le \sqrt{\epsilon}\,\lvert v\rvert$ is not corrected, $\epsilon$
-            the rounding unit of the dtype.
+            near $x = y_1$: a token with $\lvert c\rvert \le \sqrt{\epsilon}\,\lvert v\rvert$ is not corrected,
+            $\epsilon$ the rounding unit of the dtype.
 
     Returns:
         A field on the same path that predicts the velocity; its conditions go to `field`.
