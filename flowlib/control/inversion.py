@@ -57,7 +57,9 @@ def toward_data(
         strength: $k_t$: a number, or a function of a 0-d time to a 0-d or `[batch]` tensor, for example `on_grid`.
         clip: Shorten $c$ to this norm, token by token.
         mask: Multiplies the correction; broadcasts against the states.
-        rescale: Multiply the correction by $\lvert v\rvert/\lvert c\rvert$, token by token.
+        rescale: Multiply the correction by $\lvert v\rvert/\lvert c\rvert$, token by token. The factor has no bound
+            near $x = y_1$: a token with $\lvert c\rvert \le \sqrt{\epsilon}\,\lvert v\rvert$ is not corrected,
+            $\epsilon$ the rounding unit of the dtype.
 
     Returns:
         A field on the same path that predicts the velocity; its conditions go to `field`.
@@ -133,7 +135,9 @@ class _Controlled(Field):
         if self.mask is not None:
             correction = self.mask * correction
         if self.rescale:
-            correction = correction * v.norm(dim=-1, keepdim=True) / c.norm(dim=-1, keepdim=True)
+            length, speed = c.norm(dim=-1, keepdim=True), v.norm(dim=-1, keepdim=True)
+            arrived = length <= torch.finfo(x.dtype).eps ** 0.5 * speed  # only rounding is left of c
+            correction = torch.where(arrived, 0, correction * speed / length)
         return v + correction
 
     def check_times(self, kind: Prediction, times: Tensor) -> None:

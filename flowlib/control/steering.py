@@ -9,7 +9,7 @@ $\hat x_1(x_t, t)$, and differ in the matrix that carries it to what they change
 | `backpropagated` | the state $x_t$ | $J_t^\top$, $J_t = \partial\hat x_1/\partial x_t$ | $N$ and $N$ |
 | `optimise_start` | the start $x_0$ | the Jacobian of the whole solve | $N(I + 1)$ and $NI$ |
 
-for $N$ Euler steps and $I$ iterations. The first is FlowChef (Patel et al., 2024), the second the guidance of DPS
+for $N$ Euler steps and $I$ iterations. The first is FlowChef (Patel et al., 2025), the second the guidance of DPS
 (Chung et al., 2023) and FreeDoM (Yu et al., 2023), the third D-Flow (Ben-Hamu et al., 2024).
 
 A loss is a function of data predictions `[batch, *event]` and the time, with one value for each sample. The first two
@@ -59,7 +59,7 @@ def steered(
     $$ x \leftarrow x - s\,\nabla L\big(x + (1 - t)v\big), $$
 
     with $v$ frozen, and the displacement $\delta$ is returned as $v + N\delta$. An Euler step of size $1/N$ takes
-    this to $x + \delta + v/N$: the FlowChef loop (Patel et al., 2024). With `inner=1` the velocity is $v - sN\nabla L$,
+    this to $x + \delta + v/N$: the FlowChef loop (Patel et al., 2025). With `inner=1` the velocity is $v - sN\nabla L$,
     a field that does not change with $N$ if $sN$ is kept.
 
     Args:
@@ -326,7 +326,7 @@ def edit_loss(reference: Float[Tensor, "batch *event"], edit: Tensor, *, source_
     r"""The two-phase loss of editing without inversion: all of the reference first, then all but the part to edit.
 
     $L = \frac12\|w_t \odot (\hat x_1 - x_{\mathrm{ref}})\|^2$ with $w_t = 1$ everywhere while $t <$ `source_until`, and
-    $w_t = 0$ where `edit` is true from then on (Patel et al., 2024). The first phase sets the composition, which the
+    $w_t = 0$ where `edit` is true from then on (Patel et al., 2025). The first phase sets the composition, which the
     edited part keeps.
 
     Args:

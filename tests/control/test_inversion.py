@@ -168,6 +168,19 @@ def test_rescaled_correction_has_the_stated_length() -> None:
     torch.testing.assert_close(delta.norm(dim=-1), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_rescaling_leaves_a_token_alone_that_is_at_its_target() -> None:
+    """There |v| / |c| is infinite: the other tokens are corrected as ever, and nothing is NaN."""
+    field = fields.FunctionField(lambda x, t: torch.ones_like(x), LINEAR)
+    x, y1 = draw(4, 1).reshape(2, 2, 6), draw(4, 2).reshape(2, 2, 6)
+    reference = control.toward_data(field, y1, 0.3, rescale=True).velocity(x, 0.2)
+    met = y1.clone()
+    met[0, 1] = x[0, 1]
+    out = control.toward_data(field, met, 0.3, rescale=True).velocity(x, 0.2)
+    assert torch.equal(out[0, 1], torch.ones_like(out[0, 1]))
+    reference[0, 1] = 1.0
+    torch.testing.assert_close(out, reference)
+
+
 def test_mask_confines_the_pull() -> None:
     field, x, y1 = mixture_field(), draw(5, 1), draw(5, 2)
     mask = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0], dtype=torch.float64)
