@@ -138,9 +138,10 @@ def mr_sampler(
     r"""Sample a mean-reverting diffusion, from the centre plus noise to data; one evaluation a step.
 
     The centre is that of the field's path and may differ from sample to sample; other paths are sampled as well, from
-    a time where $\alpha > 0$. The first steps have a lower order, for want of earlier predictions, and with fewer than ten steps so
-    have the last ones. A step onto $\sigma = 0$ returns the data prediction; end a little earlier to have the last step
-    count in the order. For the SDE, order 2 removes the leading error of mean and variance on Gaussian data.
+    a time where $\alpha > 0$. The first steps have a lower order, for want of earlier predictions, and with fewer than
+    ten steps so have the last ones. A step onto $\sigma = 0$ returns the data prediction; end a little earlier to have
+    the last step count in the order. For the SDE, order 2 removes the leading error of mean and variance on Gaussian
+    data.
 
     Args:
         field: The field; its data or noise prediction is used, whatever it predicts itself.
