@@ -5,6 +5,7 @@ next step is $h\min(5, \max(0.2, 0.9E^{-1/2}))$, up to a bound, since the differ
 Norsett and Wanner, 1993, section II.4; DPM-Solver-12 of Lu et al., 2022a, in the data form).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ def adaptive_exponential(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument is invalid, $\lambda$ is infinite at an end, or the steps become too many.
+        ValueError: If an argument is invalid, $\lambda$ is infinite at an end, a prediction is not finite, or the steps
+            become too many.
 
     Example:
         >>> from flowlib import data, fields, paths
@@ -106,6 +108,10 @@ def adaptive_exponential(
             high = advance(x, count("data", advance(x, value, t, middle), middle), t, u)
             scale = atol + rtol * torch.maximum(x.abs(), high.abs())
             error = float(((high - low) / scale).square().flatten(1).mean(1).sqrt().max())
+            if not math.isfinite(error):
+                raise ValueError(
+                    f"the data prediction is not finite on the step from time {float(t):g} to {float(u):g}"
+                )
             if error <= 1:
                 x, t, lam = high, u, lam + h
                 times.append(t)

@@ -110,7 +110,7 @@ def data_step(path: GaussianPath, x: Tensor, predicted: Tensor, t: Tensor, u: Te
 
 
 class CountedField:
-    """The data and noise predictions of a field, counted.
+    """The data and noise predictions of a field, counted as the field counts them.
 
     Args:
         field: The field.
@@ -119,12 +119,13 @@ class CountedField:
 
     def __init__(self, field: Field, conditions: dict[str, Any]) -> None:
         self.functions = {kind: field.function(kind) for kind in ("data", "noise")}
+        self.cost = field.evaluations
         self.conditions = conditions
         self.nfe = 0
 
     def __call__(self, kind: Prediction, x: Tensor, t: Tensor) -> Tensor:
         """Evaluate and count."""
-        self.nfe += 1
+        self.nfe += self.cost(t)
         return self.functions[kind](x, t, **self.conditions)
 
 

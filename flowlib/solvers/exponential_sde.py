@@ -100,7 +100,7 @@ def exponential_sde(
             before = value
             if keep:
                 states.append(x)
-    nfe = len(clock) - 1
+    nfe = sum(field.evaluations(t) for t in clock[:-1])
     if not keep:
         return Trajectory(grid[[0, -1]], torch.stack([x0, x]), nfe)
     return Trajectory(grid, torch.stack(states), nfe)

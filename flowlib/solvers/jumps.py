@@ -27,7 +27,7 @@ def jumps(
         **conditions: Passed to every evaluation.
 
     Returns:
-        The trajectory; `nfe` is the number of jumps.
+        The trajectory; `nfe` is the number of jumps, each counted as the map counts its evaluations.
 
     Raises:
         TypeError: If `x0` is not floating point.
@@ -44,4 +44,4 @@ def jumps(
     states = [x0]
     for s, t in itertools.pairwise(grid):
         states.append(flow_map.jump(states[-1], s, t, **conditions))
-    return Trajectory(grid, torch.stack(states), nfe=len(grid) - 1)
+    return Trajectory(grid, torch.stack(states), nfe=sum(flow_map.evaluations(s) for s in grid[:-1]))

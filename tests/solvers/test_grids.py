@@ -145,6 +145,9 @@ class TestAdaptive:
                 solvers.adaptive_exponential(self.field, self.x0, end=0.9, **{name: 0.0})
         with pytest.raises(TypeError, match="data prediction is needed"):
             solvers.adaptive_exponential(lambda x, t: x, self.x0)
+        lost = FunctionField(lambda x, t: x * math.nan, paths.vp(), predicts="data")
+        with pytest.raises(ValueError, match="not finite on the step from time 0 to"):
+            solvers.adaptive_exponential(lost, self.x0, end=0.9)
 
 
 @pytest.mark.bad_input
