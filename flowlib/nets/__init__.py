@@ -7,6 +7,7 @@ from flowlib.nets.attention import SelfAttention
 from flowlib.nets.dit import DiT, DiTBlock
 from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding
 from flowlib.nets.mlp import MLP
+from flowlib.nets.next_token import FlowHead, NextToken
 from flowlib.nets.potential import PotentialMLP
 from flowlib.nets.transformer import BlockTransformer, CausalBlock
 from flowlib.nets.unet import UNet
@@ -18,7 +19,9 @@ __all__ = [
     "CausalBlock",
     "DiT",
     "DiTBlock",
+    "FlowHead",
     "LabelEmbedding",
+    "NextToken",
     "PotentialMLP",
     "SelfAttention",
     "TimeEmbedding",
