@@ -7,6 +7,7 @@ from flowlib.nets.attention import SelfAttention
 from flowlib.nets.dit import DiT, DiTBlock
 from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding
 from flowlib.nets.mlp import MLP
+from flowlib.nets.next_token import FlowHead, NextToken
 from flowlib.nets.potential import PotentialMLP
 from flowlib.nets.transformer import BlockTransformer, CausalBlock
 from flowlib.nets.two_times import TwoTimeMLP, gaussian_average
@@ -19,7 +20,9 @@ __all__ = [
     "CausalBlock",
     "DiT",
     "DiTBlock",
+    "FlowHead",
     "LabelEmbedding",
+    "NextToken",
     "PotentialMLP",
     "SelfAttention",
     "TimeEmbedding",

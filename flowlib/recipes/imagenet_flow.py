@@ -22,7 +22,7 @@ Under SLURM, on four such nodes (the same command goes on after a time limit, wi
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,13 +32,11 @@ from torch import Tensor, nn
 from flowlib import nets, objectives, paths, solvers
 from flowlib._checks import check_positive
 from flowlib.control import classifier_free
-from flowlib.data.shards import Shards, ShardWriter, write_index
 from flowlib.fields import NetworkField
-from flowlib.recipes import _cli, _images, imagenet_latents
+from flowlib.recipes import _cli, _images, _smoke
 from flowlib.recipes._evaluation import evaluate
 from flowlib.training import distributed
 from flowlib.training.distributed import Run
-from flowlib.training.randomness import seed_of
 
 __all__ = ["PRESETS", "Config", "Model", "estimate", "evaluate", "load", "main", "sample", "smoke", "train"]
 
@@ -136,17 +134,11 @@ def train(config: Config, fabric: Any = None) -> distributed.Result:
         ValueError: If data and model do not fit, or as `flowlib.training.distributed.train` says.
         FileNotFoundError: If the data are missing.
     """
-    latents = Shards(config.data)
-    shape = [config.model.channels, config.model.size, config.model.size]
-    if latents.record.get("shape") != shape:
-        raise ValueError(f"data {config.data} has latents {latents.record.get('shape')}, the model takes {shape}")
-    if latents.record["classes"] > config.model.classes:
-        raise ValueError(
-            f"data {config.data} has {latents.record['classes']} classes, the model knows {config.model.classes}"
-        )
+    model = config.model
+    latents = _images.open_latents(config.data, (model.channels, model.size, model.size), model.classes)
     fabric = distributed.connect(config.run) if fabric is None else fabric
     torch.manual_seed(config.run.seed)
-    network = config.model.build()
+    network = model.build()
     times = objectives.logit_normal() if config.times == "logit_normal" else objectives.uniform()
 
     def objective(wrapped: nn.Module) -> Any:
@@ -159,7 +151,7 @@ def train(config: Config, fabric: Any = None) -> distributed.Result:
         config.run,
         fabric=fabric,
         prepare=_images.drawn(latents.record),
-        flops=distributed.count_flops(network, *_inputs(config.model)),
+        flops=distributed.count_flops(network, *_inputs(model)),
         record={
             "recipe": "imagenet_flow",
             "config": json.loads(json.dumps(asdict(config), default=str)),
@@ -217,37 +209,22 @@ def sample(
     Raises:
         ValueError, FileNotFoundError: If weights, folder or numbers are wrong.
     """
-    for name, value in (("n", n), ("steps", steps), ("batch", batch)):
-        check_positive(name, value, integer=True)
+    check_positive("steps", steps, integer=True)
     field_, record = load(weights)
     if fabric is None:
         fabric = distributed.connect(Run(devices=devices, batch_size=devices, micro_batch=1))
-    decode = _images.decoder(record["data"], vae, fabric.device)
     field_ = field_.to(fabric.device)
     guided = field_ if guidance == 1 else classifier_free(field_, guidance)
-    classes, shape = record["data"]["classes"], record["data"]["shape"]
-    writer = ShardWriter(out, rows=1024, prefix=f"{fabric.global_rank:04d}-")
-    for number in range(fabric.global_rank, -(-n // batch), fabric.world_size):
-        first, last = number * batch, min((number + 1) * batch, n)
-        generator = torch.Generator(fabric.device).manual_seed(seed_of(seed, number))
-        x0 = field_.path.sample_prior((batch, *shape), generator=generator, device=fabric.device)[: last - first]
-        y = torch.arange(first, last, device=fabric.device) % classes
-        x1 = solvers.ode(guided, x0, steps=steps, method=method, keep=False, y=y).end
-        writer.add(image=decode(x1), y=y, number=torch.arange(first, last))
-    writer.close()
-    fabric.barrier()
-    if fabric.is_global_zero:
-        settings = {
-            "weights": str(weights),
-            "n": n,
-            "steps": steps,
-            "method": method,
-            "guidance": guidance,
-            "seed": seed,
-        }
-        write_index(out, {**settings, "step": record["step"]})
-    fabric.barrier()
-    return out
+
+    def draw(count: int, y: Tensor, generator: torch.Generator) -> Tensor:
+        shape = (count, *record["data"]["shape"])
+        x0 = field_.path.sample_prior(shape, generator=generator, device=fabric.device)[: len(y)]
+        return solvers.ode(guided, x0, steps=steps, method=method, keep=False, y=y).end
+
+    settings = {"weights": str(weights), "steps": steps, "method": method, "guidance": guidance}
+    return _images.write_samples(
+        draw, out, record, n=n, batch=batch, seed=seed, vae=vae, fabric=fabric, settings=settings
+    )
 
 
 def estimate(
@@ -273,16 +250,7 @@ def estimate(
     with torch.device("meta"):
         network = config.model.build()
     flops = distributed.count_flops(network, *_inputs(config.model))
-    samples = config.run.steps * config.run.batch_size
-    hours = distributed.gpu_hours(flops, samples, peak=peak, utilisation=utilisation)
-    out = {
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "forward_flops": flops,
-        "gpu_hours": hours,
-        "days": hours / gpus / 24,
-    }
-    print("\n".join(f"{name:14s} {value:.4g}" for name, value in out.items()))
-    return out
+    return _images.price(network, flops, config.run, peak=peak, utilisation=utilisation, gpus=gpus)
 
 
 def _field(config: Config, network: nn.Module) -> NetworkField:
@@ -302,26 +270,12 @@ def smoke(folder: Path) -> dict[str, float]:
     Returns:
         The figures of the evaluation, on features of a random network.
     """
-    run = Run(
-        out=folder / "run", steps=12, batch_size=32, micro_batch=8, lr=1e-3, ema=0.9, precision="fp32",
-        accelerator="cpu", workers=0, save_every=6, log_every=3,
-    )  # fmt: skip
-    fabric = distributed.connect(run)
-    _images.make_up(folder, fabric)
-    data = imagenet_latents.encode(folder / "images", folder / "latents", size=16, batch=16, fabric=fabric)
-    config = Config(
-        data=data, model=Model(size=16, channels=3, patch=4, width=64, depth=2, heads=4, classes=4), run=run
-    )
-    train(replace(config, run=replace(run, steps=6)), fabric)
-    result = train(config, fabric)  # goes on from the sixth step
-    if result.weights is None:
-        raise RuntimeError(f"the run stopped at step {result.step}")
-    samples = sample(result.weights, folder / "samples", n=48, steps=4, guidance=1.5, batch=16, fabric=fabric)
-    figures = {}
-    if fabric.is_global_zero:
-        figures = evaluate(samples, folder / "images", features="random", size=16)
-    fabric.barrier()
-    return figures
+
+    def config(data: Path, run: Run) -> Config:
+        model = Model(size=16, channels=3, patch=4, width=64, depth=2, heads=4, classes=4)
+        return Config(data=data, model=model, run=run)
+
+    return _smoke.pipeline(folder, config, train, sample)
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:
