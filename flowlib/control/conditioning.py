@@ -15,10 +15,22 @@ import torch
 from torch import Tensor
 
 from flowlib._checks import check_state
-from flowlib.fields import Field, FunctionField
+from flowlib.fields import Field, FunctionField, StateFunction
 from flowlib.paths import GaussianPath
 
 __all__ = ["conditioned", "replacement"]
+
+
+class _ConditionedField(FunctionField):
+    """The field of `conditioned`: the sum of a score and a gradient."""
+
+    def __init__(self, field: Field, score: StateFunction) -> None:
+        super().__init__(score, field.path, predicts="score")
+        self.field = field
+
+    def evaluations(self, t: Tensor) -> int:
+        """Those of the unconditional field; the likelihood is not counted."""
+        return self.field.evaluations(t)
 
 
 def conditioned(field: Field, log_likelihood: Callable[[Tensor, Tensor], Tensor]) -> FunctionField:
@@ -33,7 +45,8 @@ def conditioned(field: Field, log_likelihood: Callable[[Tensor, Tensor], Tensor]
             `[batch]`, to `[batch]`, differentiable in the state by autograd, each row alone.
 
     Returns:
-        A field on the same path that predicts the score; its conditions go to `field`.
+        A field on the same path that predicts the score; its conditions go to `field`, and a call counts as many
+        evaluations as one of `field`.
 
     Raises:
         TypeError: If `field` is not a field.
@@ -60,7 +73,7 @@ def conditioned(field: Field, log_likelihood: Callable[[Tensor, Tensor], Tensor]
             (gradient,) = torch.autograd.grad(values.sum(), at)
         return score(x, t, **conditions) + gradient
 
-    return FunctionField(conditional_score, field.path, predicts="score")
+    return _ConditionedField(field, conditional_score)
 
 
 def replacement(

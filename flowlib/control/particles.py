@@ -40,12 +40,14 @@ def tilted(
         x0: States at the first time, draws of the common source of all terms; the larger the batch, the better.
         steps: Number of equal steps from 0 to 1.
         times: The grid instead of `steps`, strictly increasing.
-        eta: The noise level, as for `solvers.sde`; with 0, copies are never parted again.
+        eta: The noise level, as for `solvers.sde`. More noise lets particles find their place faster and parts copies
+            (with 0 they stay together), but a step must stay small against $1/\eta^2$ times the variance of a mode:
+            a constant of one or two wants a few hundred steps, the default is milder.
         generator: Random generator.
         **conditions: Passed to the fields; the same for the whole population.
 
     Returns:
-        The trajectory's two ends, the last one resampled, and the evaluations.
+        The trajectory's two ends, the last one resampled (so that some rows are equal), and the evaluations.
 
     Raises:
         TypeError: If an argument has the wrong type.

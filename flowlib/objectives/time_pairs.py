@@ -66,7 +66,7 @@ def triangle(max_gap: float = 1.0) -> TimePairSampler:
 class AnnealedTriangle:
     r"""`triangle` with a largest gap that grows linearly from zero to one over the first `calls` draws.
 
-    Short jumps are nearly the velocity, which is learned first; long ones come last (Boffi et al., 2025).
+    Short jumps are nearly the velocity, which is learned first; long ones come last.
 
     Args:
         calls: Number of draws until the whole triangle is reached.

@@ -219,6 +219,15 @@ def test_an_interval_pays_only_inside() -> None:
     assert solvers.ode(retimed, states(), times=torch.linspace(0.05, 0.95, 10)).nfe == 9 + inside
 
 
+def test_a_classifier_on_a_guided_field_leaves_its_count() -> None:
+    c, u = planar(paths.linear(), 0), planar(paths.linear(), 1)
+    grid = torch.linspace(0.05, 0.95, 11)
+    for field, calls in ((c, 1), (control.guided(c, u, 3.0), 2)):
+        pulled = control.conditioned(field, lambda x, t: -x.square().sum(1))
+        assert solvers.ode(pulled, states(), times=grid, keep=False).nfe == 10 * calls
+        assert control.guided(pulled, u, 2.0).evaluations(grid[3]) == calls + 1
+
+
 # --- what the guided flow samples ------------------------------------------------------------------------------------
 
 
@@ -356,6 +365,8 @@ def test_weighted_particles_sample_the_tilt_and_the_guided_flow_does_not(path: G
     assert distance(plain.end) > 3 * critical
     assert distance(corrected.end) < 2 * critical
     assert corrected.nfe == 400
+    milder = control.tilted(field, x0, steps=200, generator=generator)  # the default level of noise
+    assert distance(milder.end) < distance(plain.end) / 2
 
 
 def test_one_growing_scale_makes_the_guided_flow_of_gaussians_exact() -> None:
