@@ -55,7 +55,7 @@ class DiT(nn.Module):
         self.time = TimeEmbedding(width)
         self.labels = LabelEmbedding(classes, width) if classes is not None else None
         self.first = nn.Linear(channels * patch**2, width)
-        self.register_buffer("positions", sine_cosine_2d(size // patch, width))
+        self.register_buffer("positions", sine_cosine_2d(size // patch, size // patch, width))
         self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = _zeroed(nn.Linear(width, 2 * width))
@@ -109,33 +109,34 @@ class DiTBlock(nn.Module):
 
 
 def image_to_patches(x: Tensor, patch: int) -> Tensor:
-    """Images `[B, C, S, S]` to tokens `[B, (S/p)^2, C p^2]`, row by row.
+    """Images `[B, C, H, W]` to tokens `[B, H W / p^2, C p^2]`, row by row.
 
     Example:
         >>> image_to_patches(torch.arange(16.0).reshape(1, 1, 4, 4), 2)[0, 0]
         tensor([0., 1., 4., 5.])
     """
-    batch, channels, size, _ = x.shape
-    side = size // patch
-    x = x.reshape(batch, channels, side, patch, side, patch)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, side**2, channels * patch**2)
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch**2)
 
 
 def patches_to_image(tokens: Tensor, event: tuple[int, ...], patch: int) -> Tensor:
-    """The inverse of `image_to_patches`, for images of shape `event`, `(C, S, S)`."""
-    channels, size, _ = event
-    side = size // patch
-    x = tokens.reshape(-1, side, side, channels, patch, patch)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size)
+    """The inverse of `image_to_patches`, for images of shape `event`, `(C, H, W)`."""
+    channels, height, width = event
+    x = tokens.reshape(-1, height // patch, width // patch, channels, patch, patch)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
 
 
-def sine_cosine_2d(side: int, width: int) -> Tensor:
-    """Positions `[side^2, width]`: a quarter of the width each for sine and cosine of row and of column."""
+def sine_cosine_2d(rows: int, columns: int, width: int) -> Tensor:
+    """Positions `[rows * columns, width]`: a quarter of the width each for sine and cosine of row and of column."""
     frequencies = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
-    angles = torch.arange(side)[:, None] * frequencies  # (S, W/4)
-    one = torch.cat([angles.sin(), angles.cos()], 1)  # (S, W/2)
-    rows, columns = one[:, None].expand(side, side, -1), one[None].expand(side, side, -1)
-    return torch.cat([rows, columns], -1).reshape(side**2, width)
+
+    def one(side: int) -> Tensor:
+        angles = torch.arange(side)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], 1)  # (S, W/2)
+
+    row, column = one(rows)[:, None].expand(-1, columns, -1), one(columns)[None].expand(rows, -1, -1)
+    return torch.cat([row, column], -1).reshape(rows * columns, width)
 
 
 def _zeroed(layer: nn.Linear) -> nn.Linear:

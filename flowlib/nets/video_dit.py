@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from flowlib.kernels import FrameCache
+from flowlib.kernels import FrameCache, block_causal_attention
 from flowlib.nets.dit import image_to_patches, patches_to_image, sine_cosine_2d
 from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding, check_input
 from flowlib.nets.transformer import BlockTransformer, rotate
@@ -22,7 +22,7 @@ class VideoDiT(nn.Module):
 
     Args:
         frames: Frames of a training clip.
-        size: Height and width of a frame, a multiple of `patch`.
+        size: Height and width of a frame, multiples of `patch`; one number for both.
         channels: Channels of a frame.
         patch: Side of a patch.
         width: Token size.
@@ -46,7 +46,7 @@ class VideoDiT(nn.Module):
     def __init__(
         self,
         frames: int,
-        size: int = 16,
+        size: int | tuple[int, int] = 16,
         channels: int = 1,
         patch: int = 4,
         width: int = 64,
@@ -57,14 +57,16 @@ class VideoDiT(nn.Module):
         sink: int = 0,
     ) -> None:
         super().__init__()
-        if size % patch:
+        height, wide = (size, size) if isinstance(size, int) else size
+        if height % patch or wide % patch:
             raise ValueError(f"patch must divide size, got {patch} and {size}")
-        self.frames, self.event, self.patch, self.classes = frames, (channels, size, size), patch, classes
+        rows, columns = height // patch, wide // patch
+        self.frames, self.event, self.patch, self.classes = frames, (channels, height, wide), patch, classes
         self.time = TimeEmbedding(width)
         self.labels = LabelEmbedding(classes, width) if classes is not None else None
         self.first = nn.Linear(channels * patch**2, width)
-        self.register_buffer("positions", sine_cosine_2d(size // patch, width))
-        self.backbone = BlockTransformer(width, depth, heads, (size // patch) ** 2, window, sink)
+        self.register_buffer("positions", sine_cosine_2d(rows, columns, width))
+        self.backbone = BlockTransformer(width, depth, heads, rows * columns, window, sink)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.last = nn.Linear(width, channels * patch**2)
@@ -81,7 +83,7 @@ class VideoDiT(nn.Module):
         """Predict for whole clips.
 
         Args:
-            x: Noisy frames `[clips * frames, channels, size, size]`.
+            x: Noisy frames `[clips * frames, channels, height, width]`.
             t: Their times, 0-d or one each.
             y: Labels, one each; a clip has that of its first frame. -1 is no class.
             clean: Clean frames of the same shape, for teacher forcing.
@@ -110,7 +112,7 @@ class VideoDiT(nn.Module):
         return self.backbone.caches(batch, slots=slots)
 
     def predict(self, x: Tensor, t: Tensor, caches: list[FrameCache], y: Tensor | None = None) -> Tensor:
-        """Predict for the next frame `[clips, channels, size, size]` of clips in the caches, which do not change."""
+        """Predict for the next frame `[clips, channels, height, width]` of clips in the caches, which do not change."""
         return self._next(x, t, caches, y, keep=False)
 
     def remember(self, x: Tensor, caches: list[FrameCache], y: Tensor | None = None) -> None:
@@ -147,17 +149,28 @@ class VideoDiT(nn.Module):
 
 
 class _TeacherForcing:
-    """Clean frames, then noisy ones: a noisy frame sees itself and the clean frames before it."""
+    """Clean frames, then noisy ones: a noisy frame sees itself and the clean frames before it.
+
+    Clean frames attend in one block-causal call, noisy ones frame by frame to just what they see: no pair is hidden,
+    so no mask of the square of the clip's tokens is made.
+    """
 
     def __init__(self, frames: int, backbone: BlockTransformer) -> None:
         self.frames, self.backbone = frames, backbone
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        frame = torch.arange(self.frames, device=q.device).repeat_interleave(self.backbone.frame).repeat(2)
-        noisy = torch.arange(q.shape[2], device=q.device) >= q.shape[2] // 2
-        back = frame[:, None] - frame  # of the query from the key
-        seen = torch.where(noisy[:, None], back > 0, back >= 0) & ~noisy
+        size, sink = self.backbone.frame, self.backbone.sink
         window = self.backbone.window if self.backbone.window is not None else self.frames
-        seen &= (back < window) | (frame < self.backbone.sink)
-        seen |= noisy[:, None] & noisy & (back == 0)
-        return scaled_dot_product_attention(rotate(q, frame), rotate(k, frame), v, attn_mask=seen)
+        frame = torch.arange(self.frames, device=q.device).repeat_interleave(size).repeat(2)
+        (q, noisy_q), (k, noisy_k), (v, noisy_v) = (x.chunk(2, 2) for x in (rotate(q, frame), rotate(k, frame), v))
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out = [block_causal_attention(q, k, v, frame=size, window=self.backbone.window, sink=sink)]
+        for f in range(self.frames):
+            own, first = slice(f * size, (f + 1) * size), max(0, f - window + 1)
+            past = (slice(0, min(sink, first) * size), slice(first * size, f * size))
+            keys, values = (
+                torch.cat([*(clean[:, :, part] for part in past), noisy[:, :, own]], 2)
+                for clean, noisy in ((k, noisy_k), (v, noisy_v))
+            )
+            out.append(scaled_dot_product_attention(noisy_q[:, :, own], keys, values))
+        return torch.cat(out, 2)
