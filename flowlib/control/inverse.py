@@ -129,10 +129,10 @@ def data_consistency(
 
     Args:
         measure: $A$, differentiable, each item by itself.
-        y: Measurements `[batch, ...]`.
+        y: Real measurements `[batch, ...]`.
         mu: Latents.
-        rate: Step size.
-        steps: Most steps.
+        rate: Step size, not negative.
+        steps: Most steps, at least one.
         tolerance: Mean squared residual at which an item is done, not negative.
         decoder: $D$, differentiable, each item by itself; the identity if `None`.
 
@@ -140,7 +140,8 @@ def data_consistency(
         The new latents, and how many steps each took.
 
     Raises:
-        ValueError: If the measurement's shape is not that of `y`.
+        TypeError: If `y` is complex, or its dtype is not that of `mu`.
+        ValueError: If the measurement's shape is not that of `y`, or a setting is out of range.
         FloatingPointError: If the residual is no longer finite, because the rate is too large.
 
     Example:
@@ -150,6 +151,7 @@ def data_consistency(
         >>> mu, used      # one step of rate 1/2 solves an orthonormal problem
         (tensor([[1., 0.]]), tensor([1]))
     """
+    _check_data(y, mu, torch.as_tensor(rate), steps, tolerance)
     used = torch.zeros(mu.shape[0], dtype=torch.long, device=mu.device)
     for _ in range(steps):
         with torch.enable_grad():
@@ -191,11 +193,11 @@ def flair(
     Args:
         field: The prior, on any Gaussian path without a centre; used without gradients.
         measure: $A$, differentiable, each item by itself; for example one of `control.measurements`.
-        y: Measurements `[batch, ...]`.
+        y: Real measurements `[batch, ...]`; complex ones as real vectors: `m.flat(m(x))` for a `Measurement` `m`.
         mu: Where to start, `[batch, *event]`: the encoding of a pseudo-inverse.
         times: From noise to data, increasing, below one; `torch.linspace(0, 0.82, 52)[1:-1]` in the paper.
         pull: $\kappa$ at each level, in [0, 2).
-        data_rates: Step size of the data's gradient steps at each level.
+        data_rates: Step size of the data's gradient steps at each level, not negative.
         tolerance: Variance of the measurement's noise.
         data_steps: Most gradient steps on the data at each level.
         share: $a$, the share of carried noise at each level; `times` if `None`, zeros for fresh noise.
@@ -208,7 +210,7 @@ def flair(
         Latents, images, residuals and counts.
 
     Raises:
-        TypeError: If dtypes differ.
+        TypeError: If dtypes differ, or `y` is complex.
         ValueError: If shapes disagree, times do not increase within [0, 1), or a pull leaves [0, 2): beyond 2 the
             prior's step overshoots by more than its distance and the iteration diverges.
         FloatingPointError: If a residual is no longer finite.
@@ -225,10 +227,8 @@ def flair(
         (20, True)
     """
     share = times if share is None else share
-    _check_levels(field, y, mu, times, pull, data_rates, share)
-    check_positive("data_steps", data_steps, integer=True)
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    _check_levels(field, mu, times, pull, data_rates, share)
+    _check_data(y, mu, data_rates, data_steps, tolerance)
     path, known = field.path, field.predicts
     noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
     used = []
@@ -259,15 +259,22 @@ def _squares(measure: Map, decoder: Map | None, mu: Tensor, y: Tensor) -> Tensor
     return squares
 
 
-def _check_levels(
-    field: Field, y: Tensor, mu: Tensor, times: Tensor, pull: Tensor, data_rates: Tensor, share: Tensor
-) -> None:
+def _check_data(y: Tensor, mu: Tensor, rate: Tensor, steps: int, tolerance: float) -> None:
     check_state("y", y)
     check_state("mu", mu)
+    check_same("y", y.flatten()[:1], "mu", mu.flatten()[:1])
     if y.shape[0] != mu.shape[0]:
         raise ValueError(f"y and mu must have one batch size, got {y.shape[0]} and {mu.shape[0]}")
+    check_positive("data_steps", steps, integer=True)
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    if not bool(((rate >= 0) & torch.isfinite(rate)).all()):
+        raise ValueError(f"the data's step size must be finite and not negative, got {rate.tolist()}")
+
+
+def _check_levels(field: Field, mu: Tensor, times: Tensor, pull: Tensor, data_rates: Tensor, share: Tensor) -> None:
     for name, level in (("times", times), ("pull", pull), ("data_rates", data_rates), ("share", share)):
-        if level.shape != times.shape or level.ndim != 1:
+        if level.shape != times.shape or level.ndim != 1 or len(level) == 0:
             raise ValueError(f"{name} must have one value for each of the levels, got shape {list(level.shape)}")
         check_same(name, level, "mu", mu.flatten()[:1].expand(level.shape))
     if not bool((times.diff() > 0).all()) or not float(times[-1]) < 1:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlib import control, metrics, paths, solvers
+from flowlib.control import measurements
 from flowlib.distributions import GaussianMixture
 from flowlib.fields import FunctionField, MixtureField, NetworkField
 
@@ -203,6 +204,18 @@ def test_data_steps_stop_at_the_noise_floor_or_at_the_limit(generator: torch.Gen
         assert float((before[shortest] @ A.mT - y[1:][shortest]).square().sum()) > tolerance * 5
 
 
+def test_complex_measurements_enter_as_real_vectors(generator: torch.Generator) -> None:
+    """The lines of k-space are orthonormal: one step of rate 1/2 on `flat` values is the exact projection."""
+    lines = measurements.radial_kspace(3, (6, 6))
+    mu, image = (torch.randn(2, 6, 6, generator=generator, dtype=F64) for _ in range(2))
+    y = lines(image)
+    found, used = control.data_consistency(
+        lambda x: lines.flat(lines(x)), lines.flat(y), mu, rate=0.5, steps=5, tolerance=1e-20
+    )
+    assert used.tolist() == [1, 1]
+    torch.testing.assert_close(found, lines.project(mu, y), rtol=0, atol=1e-12)
+
+
 def test_items_of_a_batch_do_not_see_each_other(generator: torch.Generator) -> None:
     A = torch.randn(3, 4, generator=generator, dtype=F64)
     y, mu = torch.randn(5, 3, generator=generator, dtype=F64), torch.randn(5, 4, generator=generator, dtype=F64)
@@ -397,6 +410,8 @@ def test_beyond_two_the_iteration_diverges() -> None:
         ({"data_rates": torch.ones(3, dtype=F64)}, "data_rates must have one value for each"),
         ({"tolerance": -1.0}, "tolerance must not be negative"),
         ({"data_steps": 0}, "data_steps must be positive"),
+        ({"data_rates": -torch.ones(20, dtype=F64)}, "step size must be finite and not negative"),
+        ({"times": torch.ones(0, dtype=F64)}, "times must have one value for each"),
         ({"measure": lambda x: x}, r"the measurement has shape \[1, 2\], but y has \[1, 1\]"),
     ],
 )
@@ -411,6 +426,12 @@ def test_bad_states_are_named() -> None:
     field, y = MixtureField(three_bumps(), LINEAR), torch.ones(1, 1, dtype=F64)
     with pytest.raises(TypeError, match="pull and mu must have the same dtype"):
         solve(field, torch.zeros(1, 2, dtype=F64), y, pull=torch.ones(20))
+    with pytest.raises(TypeError, match="y and mu must have the same dtype"):
+        solve(field, torch.zeros(1, 2, dtype=F64), y.float())
+    with pytest.raises(TypeError, match="y must have a floating-point dtype"):
+        solve(field, torch.zeros(1, 2, dtype=F64), y + 0j)
+    with pytest.raises(ValueError, match="tolerance must not be negative"):
+        control.data_consistency(first, y, torch.zeros(1, 2, dtype=F64), rate=0.5, steps=1, tolerance=float("nan"))
     with pytest.raises(ValueError, match="one batch size, got 1 and 2"):
         solve(field, torch.zeros(2, 2, dtype=F64), y)
     with pytest.raises(ValueError, match="no limit"):
