@@ -121,7 +121,7 @@ class NextToken(nn.Module):
         self.event = (dim,)
         self.labels = LabelEmbedding(classes or 0, width)  # of no class: the null vector alone, which is the start
         self.first = nn.Linear(dim, width)
-        self.register_buffer("positions", sine_cosine_2d(size // patch, width))
+        self.register_buffer("positions", sine_cosine_2d(size // patch, size // patch, width))
         self.backbone = BlockTransformer(width, depth, heads, frame=1)
         self.norm = nn.LayerNorm(width)
         self.head = FlowHead(dim, width, head_width, head_depth)
