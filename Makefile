@@ -20,12 +20,12 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || (echo "Creating $(VENV)" && $(PYTHON) -m venv $(VENV))
 	@echo "Installing flowlib and what the book needs (a few minutes the first time)"
 	@$(PIP) setuptools wheel
-	@$(PIP) --no-build-isolation --editable ".[book]"
+	@$(PIP) --no-build-isolation --editable ".[book,gpu,recipes]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
 	@echo "Installing what the tests need"
-	@$(PIP) --no-build-isolation --editable ".[book,dev]"
+	@$(PIP) --no-build-isolation --editable ".[book,gpu,recipes,dev]"
 	@touch $@
 
 book: $(VENV)/.base ## run the chapters that changed and build the whole book (_build/html)

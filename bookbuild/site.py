@@ -67,7 +67,7 @@ def fill_cache(pages: list[Page], results: list[Result], build: Path) -> None:
     from myst_nb.core.read import read_myst_markdown_notebook
 
     cache = get_cache(build / ".jupyter_cache")
-    state_file = build / "executed" / "keys.json"
+    state_file = build / ".jupyter_cache" / "keys.json"  # goes with the cache
     known = json.loads(state_file.read_text(encoding="utf-8")) if state_file.is_file() else {}
     texts = {page.docname: hashlib.sha256(page.path.read_bytes()).hexdigest() for page in pages}
     keys = {result.docname: f"{result.key}:{texts[result.docname]}" for result in results}

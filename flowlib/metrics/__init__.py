@@ -19,6 +19,7 @@ from flowlib.metrics.distances import (
 )
 from flowlib.metrics.likelihood import bits_per_dim
 from flowlib.metrics.memorisation import copying_z, denoising_error, memorised_fraction, nearest_neighbours
+from flowlib.metrics.memory import SavedTensors
 from flowlib.metrics.mode_mixture import mode_mixture_ratio, outside_modes
 from flowlib.metrics.trajectories import (
     crossing_energy,
@@ -30,6 +31,7 @@ from flowlib.metrics.trajectories import (
 )
 
 __all__ = [
+    "SavedTensors",
     "bits_per_dim",
     "circulation",
     "copying_z",

@@ -10,6 +10,7 @@ from flowlib.nets.mlp import MLP
 from flowlib.nets.next_token import FlowHead, NextToken
 from flowlib.nets.potential import PotentialMLP
 from flowlib.nets.transformer import BlockTransformer, CausalBlock
+from flowlib.nets.two_times import TwoTimeMLP, gaussian_average
 from flowlib.nets.unet import UNet
 from flowlib.nets.video_dit import VideoDiT
 
@@ -25,6 +26,8 @@ __all__ = [
     "PotentialMLP",
     "SelfAttention",
     "TimeEmbedding",
+    "TwoTimeMLP",
     "UNet",
     "VideoDiT",
+    "gaussian_average",
 ]

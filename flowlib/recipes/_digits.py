@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlib import data, nets
-from flowlib.fields import NetworkField
+from flowlib.fields import NetworkField, NetworkFlowMap
 from flowlib.training import EMA
 from flowlib.training.loop import Objective
 
@@ -98,8 +98,10 @@ class _Block(nn.Module):
         return out
 
 
-def fit(field: NetworkField, objective: Objective, config: Config, *, report: str | None = None) -> dict[str, Any]:
-    """Train a field on a `DigitNet` and leave it with the weights of the smallest held-out loss.
+def fit(
+    field: NetworkField | NetworkFlowMap, objective: Objective, config: Config, *, report: str | None = None
+) -> dict[str, Any]:
+    """Train a field or a flow map on a `DigitNet` and leave it with the weights of the smallest held-out loss.
 
     Every tenth training image is held out; the test images only enter the last loss that is recorded.
 

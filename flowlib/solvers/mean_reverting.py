@@ -25,6 +25,7 @@ from torch import Tensor
 from flowlib._checks import batch_time, check_choice, check_same, check_state, expand_time
 from flowlib.fields import Field
 from flowlib.paths import GaussianPath, MeanReverting
+from flowlib.solvers.exponential import weights
 from flowlib.solvers.trajectory import Trajectory, check_start, time_grid
 
 __all__ = ["angular_velocity", "data_from_angular", "mr_sampler", "mr_step"]
@@ -60,7 +61,7 @@ def mr_step(
         path: The path; its centre is $\mu$.
         x: State at the first of `times`.
         predictions: Data or noise predictions along the trajectory, the newest first.
-        times: Their times, the newest first, strictly decreasing.
+        times: Their times, the newest first, strictly decreasing, where $\alpha > 0$.
         u: The end of the step, cleaner than `times[0]`.
         form: Whether the predictions are of `"data"` or of `"noise"`.
         nu: $\nu = \eta/g \ge 0$.
@@ -92,6 +93,8 @@ def mr_step(
     alpha: list[float] = schedule.alpha(clock).tolist()
     sigma: list[float] = schedule.sigma(clock).tolist()
     lam: list[float] = (schedule.log_snr(clock) / 2).tolist()
+    if min(alpha[1:]) == 0.0:
+        raise ValueError(f"alpha must not vanish at times, got alpha = {alpha[1:]} at {clock[1:].tolist()}")
     if sigma[0] == 0.0:
         if form == "noise":
             raise ValueError("a step onto sigma = 0 needs form='data'")
@@ -101,17 +104,17 @@ def mr_step(
     kappa = 1 + nu * nu
     if form == "data":
         decay, gain = sigma[0] / sigma[1] * math.exp(-nu * nu * h), alpha[0]
-        weights = _weights(nodes, kappa * h)
+        factors = weights(nodes, kappa * h)
         spread = sigma[0] * math.sqrt(-math.expm1(-2 * nu * nu * h))
         rest = 1 - decay + gain * math.expm1(-kappa * h)  # the coefficient of mu: all of them sum to one
     else:
         decay, gain = alpha[0] / alpha[1], kappa * sigma[0]
-        weights = _weights(nodes, -h)
+        factors = weights(nodes, -h)
         spread = nu * sigma[0] * math.sqrt(math.expm1(2 * h))
         rest = 1 - decay
     out = decay * x + rest * mu
-    for weight, value in zip(weights, predictions, strict=True):
-        out = out + gain * weight * value
+    for factor, value in zip(factors, predictions, strict=True):
+        out = out + gain * factor * value
     if spread == 0.0:
         return out
     if noise is None:
@@ -134,10 +137,11 @@ def mr_sampler(
 ) -> Trajectory:
     r"""Sample a mean-reverting diffusion, from the centre plus noise to data; one evaluation a step.
 
-    The centre is that of the field's path and may differ from sample to sample; other paths are sampled as well, with
-    $\mu = 0$. The first steps have a lower order, for want of earlier predictions, and with fewer than ten steps so
-    have the last ones. A step onto $\sigma = 0$ returns the data prediction; end a little earlier to have the last step
-    count in the order. For the SDE, order 2 removes the leading error of mean and variance on Gaussian data.
+    The centre is that of the field's path and may differ from sample to sample; other paths are sampled as well, from
+    a time where $\alpha > 0$. The first steps have a lower order, for want of earlier predictions, and with fewer than
+    ten steps so have the last ones. A step onto $\sigma = 0$ returns the data prediction; end a little earlier to have
+    the last step count in the order. For the SDE, order 2 removes the leading error of mean and variance on Gaussian
+    data.
 
     Args:
         field: The field; its data or noise prediction is used, whatever it predicts itself.
@@ -201,9 +205,10 @@ def mr_sampler(
             x = mr_step(path, x, predictions[:k], past, clock[i + 1], form=forms[i], nu=nu, noise=noise)
             if keep:
                 states.append(x)
+    nfe = sum(field.evaluations(t) for t in clock[:-1])
     if not keep:
-        return Trajectory(grid[[0, -1]], torch.stack([x0, x]), count)
-    return Trajectory(grid, torch.stack(states), count)
+        return Trajectory(grid[[0, -1]], torch.stack([x0, x]), nfe)
+    return Trajectory(grid, torch.stack(states), nfe)
 
 
 def angular_velocity(
@@ -275,16 +280,3 @@ def _angle(path: GaussianPath, x: Tensor, t: float | Tensor) -> tuple[Tensor, Te
         raise TypeError(f"path must be mean reverting, got a {type(path.schedule).__name__} schedule")
     t, sigma_inf = batch_time(t, x), path.schedule.sigma_inf
     return expand_time(path.schedule.alpha(t), x), expand_time(path.schedule.sigma(t), x) / sigma_inf, sigma_inf
-
-
-def _weights(nodes: Sequence[float], h: float) -> list[float]:
-    r"""Weights $w_j$ with $\sum_jw_j\tau_j^k = h\int_0^1e^{h(\tau - 1)}\tau^k\,\mathrm d\tau$: exact for polynomials.
-
-    The integral of $\tau^k$ is $h\,k!\,\varphi_{k + 1}(-h)$ with the functions $\varphi_k$ of exponential integrators.
-    """
-    from scipy.special import hyp1f1
-
-    moments = [h / (k + 1) * hyp1f1(1, k + 2, -h) for k in range(len(nodes))]
-    powers = torch.tensor([[tau**k for tau in nodes] for k in range(len(nodes))], dtype=torch.float64)
-    found: list[float] = torch.linalg.solve(powers, torch.tensor(moments, dtype=torch.float64)).tolist()
-    return found

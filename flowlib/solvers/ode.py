@@ -7,14 +7,19 @@ orders of the global error in the step size, for a smooth velocity:
 |---|---|---|---|
 | `euler` | 1 | 1 | |
 | `ddim` | 1 | 1 | exponential Euler: exact if the data prediction is constant (`flowlib.solvers.exponential`) |
+| `dpm_2`, `dpmpp_2s` | 2 | 2 | exponential midpoint on the noise or the data prediction |
+| `dpmpp_2m`, `deis_2` | 2 | 1 | exponential Adams-Bashforth |
+| `dpmpp_3m`, `deis_3` | 3 | 1 | the same through three values; the first step takes 2 evaluations |
+| `unipc_2`, `unipc_3` | 3 | 1 | exponential predictor-corrector |
 | `ab2` | 2 | 1 | Adams-Bashforth; its first step is a midpoint step (2 evaluations) |
 | `midpoint` | 2 | 2 | |
 | `heun` | 2 | 2 | |
 | `rk4` | 4 | 4 | |
 | `adaptive` | 5 | 6, and more where it is rejected | Dormand-Prince through torchdiffeq; `rtol`, `atol` |
 
-Use `heun` or `midpoint` when in doubt, `ab2` or `ddim` at few evaluations, `rk4` and `adaptive` for references and
-likelihoods. `euler`, `ddim`, `ab2` and `midpoint` never evaluate the field at the last time.
+The exponential ones need a `Field` and a grid that suits $\lambda$ (`flowlib.solvers.clock_grid`). Use `heun` or
+`midpoint` when in doubt, `dpmpp_2m` or `unipc_2` at few evaluations, `rk4` and `adaptive` for references and
+likelihoods. Only `heun`, `rk4` and `adaptive` evaluate the field at the last time.
 """
 
 from collections.abc import Callable
@@ -26,7 +31,7 @@ from torch import Tensor
 
 from flowlib._checks import check_choice, check_positive
 from flowlib.fields import Field
-from flowlib.solvers.exponential import ddim_stepper
+from flowlib.solvers.exponential import EXPONENTIAL, CountedField, exponential_stepper
 from flowlib.solvers.trajectory import CountedVelocity, Trajectory, VelocityFunction, check_start, time_grid
 
 __all__ = ["METHODS", "invert", "ode"]
@@ -35,7 +40,7 @@ Callback = Callable[[int, Tensor, Tensor], Tensor | None]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Stepper = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-METHODS = ("euler", "midpoint", "heun", "rk4", "ab2", "ddim", "adaptive")
+METHODS = ("euler", "midpoint", "heun", "rk4", "ab2", *EXPONENTIAL, "adaptive")
 _USES_END = ("heun", "rk4", "adaptive")
 
 
@@ -161,23 +166,27 @@ def ode(
     if steps is None and times is None and method == "adaptive":
         steps = 1
     grid = time_grid(x0, steps, times)
-    v = CountedVelocity(field, conditions, grid if method in _USES_END else grid[:-1])
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        if method in EXPONENTIAL:
+            if not isinstance(field, Field):
+                raise TypeError(f"method={method!r} needs a Field, because it uses the path's alpha and sigma")
+            predict = CountedField(field, conditions)
+            return run(exponential_stepper(method, predict, field, grid), predict, x0, grid, callback, keep)
+        v = CountedVelocity(field, conditions, grid if method in _USES_END else grid[:-1])
         if method == "adaptive":
             if callback is not None:
                 raise ValueError("callback cannot be used with method='adaptive', which chooses its own steps")
             return _adaptive(v, x0, grid, rtol, atol, keep)
-        if method == "ddim":
-            if not isinstance(field, Field):
-                raise TypeError("method='ddim' needs a Field, because it uses the path's alpha and sigma")
-            step = ddim_stepper(v, field, grid)
-        else:
-            step = _STEPPERS[method](v)
-        return run(step, v, x0, grid, callback, keep)
+        return run(_STEPPERS[method](v), v, x0, grid, callback, keep)
 
 
 def run(
-    step: Stepper, v: CountedVelocity, x: Tensor, grid: Tensor, callback: Callback | None, keep: bool
+    step: Stepper,
+    counter: CountedVelocity | CountedField,
+    x: Tensor,
+    grid: Tensor,
+    callback: Callback | None,
+    keep: bool,
 ) -> Trajectory:
     """The loop every fixed-step method shares."""
     times = grid.unbind()
@@ -190,8 +199,8 @@ def run(
         if keep:
             states.append(x)
     if not keep:
-        return Trajectory(grid[[0, -1]], torch.stack([states[0], x]), v.nfe)
-    return Trajectory(grid, torch.stack(states), v.nfe)
+        return Trajectory(grid[[0, -1]], torch.stack([states[0], x]), counter.nfe)
+    return Trajectory(grid, torch.stack(states), counter.nfe)
 
 
 def invert(

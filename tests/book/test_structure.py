@@ -133,6 +133,19 @@ def test_a_new_chapter_is_found_without_touching_another_file(tmp_path: Path) ->
     assert "1 · Foundations" not in parts  # empty parts are dropped
 
 
+def test_labels_are_unique_in_the_book() -> None:
+    """Of equations, figures, theorems, exercises and sections: a reference must have one target."""
+    pattern = r"^\$\$ ?\(([\w-]+)\)$|^:label: ([\w-]+)|^\(([\w-]+)\)=$|^ +name: ([\w-]+)$"
+    found: dict[str, str] = {}
+    for page in notebooks():
+        content = text(page)
+        body = content[content.index("\n---\n", 4) :]  # without the header
+        for match in re.finditer(pattern, body, re.MULTILINE):
+            label = next(group for group in match.groups() if group)
+            assert label not in found, f"{label} is in {found[label]} and in {page.docname}"
+            found[label] = page.docname
+
+
 def test_claim_ids_are_unique_in_the_book() -> None:
     ids = [i for page in notebooks() for i in re.findall(r'claims\.check\(\s*\n?\s*(?:id=)?"([^"]+)"', text(page))]
     assert len(ids) == len(set(ids))

@@ -416,6 +416,8 @@ class TestBadInput:
             step(PATH, self.x, [self.x], [0.6], 0.5)
         with pytest.raises(ValueError, match="u must come after times"):
             step(PATH, self.x, [self.x, self.x], [0.3, 0.4], 0.5)
+        with pytest.raises(ValueError, match="alpha must not vanish at times"):
+            step(paths.linear(), self.x, [self.x], [0.0], 0.5)
         with pytest.raises(ValueError, match="noise is needed"):
             step(PATH, self.x, [self.x], [0.3], 0.5, nu=1.0)
         with pytest.raises(ValueError, match="nu must not be negative"):

@@ -1,0 +1,383 @@
+r"""Steering by a loss on the data prediction: gradient skipping (FlowChef), and the two baselines that backpropagate.
+
+All three know the loss $L$ only through its gradient $g = \nabla L(\hat x_1)$ at the data prediction
+$\hat x_1(x_t, t)$, and differ in the matrix that carries it to what they change:
+
+| function | changes | matrix before $g$ | forward and backward passes |
+|---|---|---|---|
+| `steered` | the state $x_t$ | none: the velocity is frozen | $N$ and 0 |
+| `backpropagated` | the state $x_t$ | $J_t^\top$, $J_t = \partial\hat x_1/\partial x_t$ | $N$ and $N$ |
+| `optimise_start` | the start $x_0$ | the Jacobian of the whole solve | $N(I + 1)$ and $NI$ |
+
+for $N$ Euler steps and $I$ iterations. The first is FlowChef (Patel et al., 2025), the second the guidance of DPS
+(Chung et al., 2023) and FreeDoM (Yu et al., 2023), the third D-Flow (Ben-Hamu et al., 2024).
+
+A loss is a function of data predictions `[batch, *event]` and the time, with one value for each sample. The first two
+are fields: any solver runs them, and `solvers.ode(..., method="euler")` runs the published loops step by step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flowlib._checks import batch_time, check_positive, check_same, check_state, expand_time
+from flowlib.fields import Field, FunctionField
+from flowlib.solvers import Trajectory, ode
+
+__all__ = [
+    "backpropagated",
+    "data_jacobian",
+    "edit_loss",
+    "least_squares",
+    "loss_gradient",
+    "optimise_start",
+    "steered",
+]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def steered(
+    field: Field,
+    loss: Loss,
+    *,
+    step: float,
+    steps: int,
+    inner: int = 1,
+    optimiser: Callable[..., Optimizer] | None = None,
+    predictor: Field | None = None,
+    until: float = 1.0,
+) -> FunctionField:
+    r"""Gradient skipping: move the state against $\nabla L(\hat x_1)$, as if $\partial\hat x_1/\partial x_t$ were one.
+
+    On the linear path a state $x$ at time $t$ gets its velocity $v$ once, without a graph. Then `inner` times
+
+    $$ x \leftarrow x - s\,\nabla L\big(x + (1 - t)v\big), $$
+
+    with $v$ frozen, and the displacement $\delta$ is returned as $v + N\delta$. An Euler step of size $1/N$ takes
+    this to $x + \delta + v/N$: the FlowChef loop (Patel et al., 2025). With `inner=1` the velocity is $v - sN\nabla L$,
+    a field that does not change with $N$ if $sN$ is kept.
+
+    Args:
+        field: What is steered; on another path than the linear one $\hat x_1$ follows from the path.
+        loss: $L$, from data predictions and the time, 0-d or `[batch]`, to `[batch]`.
+        step: $s$, not negative; the learning rate if an optimiser is given.
+        steps: $N$, the Euler steps of the solve.
+        inner: Corrections with one velocity.
+        optimiser: Makes a `torch.optim` optimiser, called as `optimiser([x], lr=step)` anew in each step;
+            plain gradient steps if `None`.
+        predictor: A field on the same path whose velocity makes $\hat x_1$ while `field` still makes the move, as in
+            editing; it gets no conditions. One velocity serves both if `None`.
+        until: Steer at times before this one.
+
+    Returns:
+        A field that predicts the velocity. Its conditions go to `field`.
+
+    Raises:
+        TypeError: If `field` or `predictor` is not a field, or a count is not an integer.
+        ValueError: If a number is out of range, or, when evaluated, if the loss does not have one value for each state.
+
+    Example:
+        >>> from flowlib import data, fields, paths, solvers
+        >>> field = fields.MixtureField(data.toys.eight_gaussians(), paths.linear())
+        >>> right = steered(field, lambda x1, t: -x1[:, 0], step=0.05, steps=100)
+        >>> end = solvers.ode(right, torch.randn(50, 2), steps=100).end
+        >>> bool((end[:, 0] > 0).all())
+        True
+    """
+    _check_field("field", field)
+    _check_steering(step, steps, until)
+    check_positive("inner", inner, integer=True)
+    if predictor is not None:
+        _check_field("predictor", predictor)
+    velocity, path = field.function("velocity"), field.path
+    seen = None if predictor is None else predictor.function("velocity")
+
+    @torch.no_grad()
+    def evaluate(x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        v = velocity(x, t, **conditions)
+        active = t < until
+        if not bool(active.any()):
+            return v
+        frozen = v if seen is None else seen(x, t)
+        y = x.clone()
+        descent = None if optimiser is None else optimiser([y], lr=step)
+        for _ in range(inner):
+            g = loss_gradient(loss, path.apply_conversion(frozen, y, t, "velocity", "data"), t)
+            if descent is None:
+                y = y - step * g
+            else:
+                y.grad = g
+                descent.step()
+        return v + steps * torch.where(expand_time(active, x), y - x, 0)
+
+    return FunctionField(evaluate, path, predicts="velocity")
+
+
+def backpropagated(field: Field, loss: Loss, *, step: float, steps: int, until: float = 1.0) -> FunctionField:
+    r"""The same loop with the true gradient, $x \leftarrow x - s\,J_t^\top\nabla L(\hat x_1)$: through the network.
+
+    Diffusion posterior sampling (Chung et al., 2023) takes for $L$ a multiple of the *norm* of the residual, FreeDoM
+    (Yu et al., 2023) an energy of the data prediction; both in their own samplers. Here the sampler is that of
+    `steered`, so that the two differ in $J_t$ alone.
+
+    Args:
+        field: What is steered, differentiable in the state by autograd, each sample alone.
+        loss: As for `steered`.
+        step: $s$.
+        steps: $N$.
+        until: Steer at times before this one.
+
+    Returns:
+        A field that predicts the velocity; each evaluation needs one forward and one backward pass of `field`.
+
+    Raises:
+        TypeError: As `steered`.
+        ValueError: As `steered`.
+
+    Example:
+        >>> from flowlib import fields, paths
+        >>> field = fields.GaussianField(torch.zeros(2), paths.linear(), residual=1.0)
+        >>> guided = backpropagated(field, lambda x1, t: x1[:, 0], step=0.1, steps=10)
+        >>> guided.velocity(torch.zeros(1, 2), 0.5)       # J = t / (t^2 + (1 - t)^2) = 1 here
+        tensor([[-1.,  0.]])
+    """
+    _check_field("field", field)
+    _check_steering(step, steps, until)
+    velocity, path = field.function("velocity"), field.path
+
+    def evaluate(x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        active = t < until
+        if not bool(active.any()):
+            return velocity(x, t, **conditions)
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            v = velocity(at, t, **conditions)
+            value = _values(loss, path.apply_conversion(v, at, t, "velocity", "data"), t)
+            (gradient,) = torch.autograd.grad(value.sum(), at)
+        return v.detach() - steps * step * torch.where(expand_time(active, x), gradient, 0)
+
+    return FunctionField(evaluate, path, predicts="velocity")
+
+
+def optimise_start(
+    field: Field,
+    loss: Loss,
+    x0: Float[Tensor, "batch *event"],
+    *,
+    steps: int,
+    iterations: int,
+    optimiser: Callable[[list[Tensor]], Optimizer],
+    method: str = "euler",
+    **conditions: Any,
+) -> Trajectory:
+    r"""Backpropagation through the ODE: descend $L(X_{0,1}(x_0))$ in the start of the solve (Ben-Hamu et al., 2024).
+
+    Args:
+        field: The flow, differentiable in the state by autograd, each sample alone.
+        loss: As for `steered`; it sees the end of the solve, at time 1.
+        x0: Where to begin.
+        steps: Steps of the solve.
+        iterations: How often the optimiser is stepped; one that searches along a line solves several times.
+        optimiser: Makes a `torch.optim` optimiser from `[x0]`.
+        method: A fixed-step method of `solvers.ode`.
+        **conditions: Passed to the field.
+
+    Returns:
+        The solve from the best start of each sample, among those tried. Its `nfe` counts the forward evaluations of all
+        solves; all but the last `steps` of them were also passed backward.
+
+    Raises:
+        TypeError: If `field` is not a field or a count is not an integer.
+        ValueError: If an argument is invalid.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowlib import data, fields, paths
+        >>> field = fields.MixtureField(data.toys.eight_gaussians(), paths.linear())
+        >>> adam = partial(torch.optim.Adam, lr=0.1)
+        >>> run = optimise_start(field, lambda x1, t: (x1[:, 0] - 2).square(), torch.randn(5, 2),
+        ...     steps=8, iterations=20, optimiser=adam)
+        >>> run.nfe
+        168
+    """
+    _check_field("field", field)
+    check_state("x0", x0)
+    check_positive("iterations", iterations, integer=True)
+    start = x0.detach().clone().requires_grad_()
+    best, lowest, nfe = x0, x0.new_full((x0.shape[0],), float("inf")), 0
+    descent = optimiser([start])
+
+    def closure() -> float:
+        nonlocal best, lowest, nfe
+        with torch.enable_grad():
+            solve = ode(field, start, steps=steps, method=method, keep=False, differentiable=True, **conditions)
+            value = _values(loss, solve.end, x0.new_ones(()))
+            (start.grad,) = torch.autograd.grad(value.sum(), start)
+        nfe += solve.nfe
+        better = value.detach() < lowest
+        best = torch.where(expand_time(better, x0), start.detach(), best)
+        lowest = torch.where(better, value.detach(), lowest)
+        return float(value.detach().sum())
+
+    for _ in range(iterations):
+        descent.step(closure)
+    last = ode(field, best, steps=steps, method=method, **conditions)
+    return Trajectory(last.times, last.states, nfe + last.nfe)
+
+
+def data_jacobian(
+    field: Field, x: Float[Tensor, "batch *event"], t: float | Tensor, **conditions: Any
+) -> Float[Tensor, "batch d d"]:
+    r"""$J_t = \partial\hat x_1/\partial x_t$ over the flattened states, by $d$ backward passes at once.
+
+    For an exact field it is $\frac{\alpha_t}{\sigma_t^2}\operatorname{Cov}[x_1 \mid x_t]$: symmetric, with no negative
+    eigenvalue.
+
+    Args:
+        field: A field that acts on each sample alone.
+        x: States.
+        t: Time in [0, 1].
+        **conditions: Passed to the field.
+
+    Returns:
+        Matrices whose entry $(i, j)$ is $\partial\hat x_{1,i}/\partial x_j$.
+
+    Raises:
+        TypeError: If `field` is not a field, or dtypes differ.
+        ValueError: If an input is invalid, or the prediction has no limit at one of the times.
+
+    Example:
+        >>> from flowlib import fields, paths
+        >>> field = fields.GaussianField(torch.zeros(1), paths.linear(), residual=4.0)
+        >>> data_jacobian(field, torch.ones(1, 1), 0.5)       # t 4 / (4 t^2 + (1 - t)^2)
+        tensor([[[1.6000]]])
+    """
+    _check_field("field", field)
+    check_state("x", x)
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        out = field.data(at, batch_time(t, x), **conditions)
+        size = x[0].numel()
+        unit = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
+        (rows,) = torch.autograd.grad(out, at, unit, is_grads_batched=True)
+    jacobian: Tensor = rows.flatten(2).transpose(0, 1)
+    return jacobian
+
+
+def loss_gradient(loss: Loss, x1: Tensor, t: Tensor) -> Tensor:
+    r"""$\nabla L$ at data predictions, each sample alone; nothing before `x1` is differentiated.
+
+    Args:
+        loss: From data predictions and the time to `[batch]`.
+        x1: Data predictions `[batch, *event]`.
+        t: Their time.
+
+    Returns:
+        The gradient, shaped like `x1`.
+
+    Raises:
+        ValueError: If the loss does not have one value for each state.
+
+    Example:
+        >>> loss_gradient(lambda x1, t: x1.square().sum(1) / 2, torch.full((1, 2), 3.0), torch.tensor(0.5))
+        tensor([[3., 3.]])
+    """
+    with torch.enable_grad():
+        at = x1.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(_values(loss, at, t).sum(), at)
+    return gradient
+
+
+def least_squares(measure: Callable[[Tensor], Tensor], y: Tensor) -> Loss:
+    r"""The loss of a measurement, $L = \frac12\|A\hat x_1 - y\|^2$: a *sum* over what was measured.
+
+    With a mean in its place, as in much published code, the same step size is $m/2$ times weaker for $m$ numbers.
+
+    Args:
+        measure: $A$, from states to measurements `[batch, *shape]`, differentiable by autograd.
+        y: What was measured, `[batch, *shape]`, real or complex.
+
+    Returns:
+        A loss for the functions of this module.
+
+    Raises:
+        ValueError: When evaluated, if $A\hat x_1$ has another shape than `y`.
+
+    Example:
+        >>> loss = least_squares(lambda x: x[:, :1], torch.zeros(1, 1))
+        >>> loss_gradient(loss, torch.ones(1, 2), torch.tensor(0.5))       # A^T (A x - y)
+        tensor([[1., 0.]])
+    """
+
+    def loss(x1: Tensor, t: Tensor) -> Tensor:
+        seen = measure(x1)
+        check_same("measure(x1)", seen, "y", y)
+        return (seen - y).abs().square().flatten(1).sum(1) / 2
+
+    return loss
+
+
+def edit_loss(reference: Float[Tensor, "batch *event"], edit: Tensor, *, source_until: float) -> Loss:
+    r"""The two-phase loss of editing without inversion: all of the reference first, then all but the part to edit.
+
+    $L = \frac12\|w_t \odot (\hat x_1 - x_{\mathrm{ref}})\|^2$ with $w_t = 1$ everywhere while $t <$ `source_until`, and
+    $w_t = 0$ where `edit` is true from then on (Patel et al., 2025). The first phase sets the composition, which the
+    edited part keeps.
+
+    Args:
+        reference: The images to edit.
+        edit: True where the image may change, of the event's shape or `[batch, *event]`.
+        source_until: When the second phase begins, in [0, 1].
+
+    Returns:
+        A loss for `steered`.
+
+    Raises:
+        TypeError: If `edit` is not boolean.
+        ValueError: If shapes disagree or the time is out of range.
+
+    Example:
+        >>> loss = edit_loss(torch.zeros(1, 2), torch.tensor([True, False]), source_until=0.5)
+        >>> x1 = torch.ones(1, 2)
+        >>> loss_gradient(loss, x1, torch.tensor(0.2)), loss_gradient(loss, x1, torch.tensor(0.7))
+        (tensor([[1., 1.]]), tensor([[0., 1.]]))
+    """
+    check_state("reference", reference)
+    if edit.dtype != torch.bool:
+        raise TypeError(f"edit must be boolean, got {edit.dtype}")
+    if edit.shape not in (reference.shape, reference.shape[1:]):
+        raise ValueError(f"edit must have shape {list(reference.shape[1:])}, got {list(edit.shape)}")
+    if not 0 <= source_until <= 1:
+        raise ValueError(f"source_until must lie in [0, 1], got {source_until}")
+
+    def loss(x1: Tensor, t: Tensor) -> Tensor:
+        check_same("x1", x1, "reference", reference)
+        kept = ~edit | expand_time(t < source_until, x1)
+        return torch.where(kept, x1 - reference, 0).square().flatten(1).sum(1) / 2
+
+    return loss
+
+
+def _values(loss: Loss, x1: Tensor, t: Tensor) -> Tensor:
+    values = loss(x1, t)
+    if values.shape != x1.shape[:1]:
+        raise ValueError(f"loss must return shape [{x1.shape[0]}], one value a state; got {list(values.shape)}")
+    return values
+
+
+def _check_field(name: str, field: Field) -> None:
+    if not isinstance(field, Field):
+        raise TypeError(f"{name} must be a Field, because its data prediction is needed; got {type(field).__name__}")
+
+
+def _check_steering(step: float, steps: int, until: float) -> None:
+    if not step >= 0:
+        raise ValueError(f"step must not be negative, got {step}")
+    check_positive("steps", steps, integer=True)
+    if not 0 <= until <= 1:
+        raise ValueError(f"until must lie in [0, 1], got {until}")
