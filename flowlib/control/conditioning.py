@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowlib._checks import check_state
 from flowlib.fields import Field, FunctionField, StateFunction
+from flowlib.fields.base import check_field
 from flowlib.paths import GaussianPath
 
 __all__ = ["conditioned", "replacement"]
@@ -60,8 +61,7 @@ def conditioned(field: Field, log_likelihood: Callable[[Tensor, Tensor], Tensor]
         >>> bool(torch.allclose(pulled.score(x, 0.5), field.score(x, 0.5) - x))
         True
     """
-    if not isinstance(field, Field):
-        raise TypeError(f"field must be a Field, because its score is needed; got {type(field).__name__}")
+    check_field("field", field, "its score is")
     score = field.function("score")
 
     def conditional_score(x: Tensor, t: Tensor, **conditions: Any) -> Tensor:

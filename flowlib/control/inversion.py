@@ -20,6 +20,7 @@ from torch import Tensor
 from flowlib._checks import check_positive, check_same, check_state, expand_time
 from flowlib.couplings import sinkhorn_potentials, squared_distances
 from flowlib.fields import Field
+from flowlib.fields.base import check_field
 from flowlib.paths import Prediction
 from flowlib.solvers import Trajectory, ode
 
@@ -115,8 +116,7 @@ class _Controlled(Field):
         self, field: Field, known: Tensor, strength: Strength, kind: Prediction,
         clip: float | None, mask: Tensor | None, rescale: bool,
     ) -> None:  # fmt: skip
-        if not isinstance(field, Field):
-            raise TypeError(f"field must be a Field, because its path is needed; got {type(field).__name__}")
+        check_field("field", field, "its path is")
         check_state("y1" if kind == "data" else "y0", known)
         self.path = field.path
         self.predicts = "velocity"
@@ -322,8 +322,7 @@ def flowedit(
     """
     check_positive("samples", samples, integer=True)
     for name, field in (("before", before), ("after", after)):
-        if not isinstance(field, Field):
-            raise TypeError(f"{name} must be a Field, because its path is needed; got {type(field).__name__}")
+        check_field(name, field, "its path is")
     check_state("y1", y1)
     path, v_before, v_after = before.path, before.function("velocity"), after.function("velocity")
 

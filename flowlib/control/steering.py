@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from flowlib._checks import batch_time, check_positive, check_same, check_state, expand_time
 from flowlib.fields import Field, FunctionField
+from flowlib.fields.base import check_field
 from flowlib.solvers import Trajectory, ode
 
 __all__ = [
@@ -89,11 +90,11 @@ def steered(
         >>> bool((end[:, 0] > 0).all())
         True
     """
-    _check_field("field", field)
+    check_field("field", field, "its data prediction is")
     _check_steering(step, steps, until)
     check_positive("inner", inner, integer=True)
     if predictor is not None:
-        _check_field("predictor", predictor)
+        check_field("predictor", predictor, "its data prediction is")
     velocity, path = field.function("velocity"), field.path
     seen = None if predictor is None else predictor.function("velocity")
 
@@ -146,7 +147,7 @@ def backpropagated(field: Field, loss: Loss, *, step: float, steps: int, until: 
         >>> guided.velocity(torch.zeros(1, 2), 0.5)       # J = t / (t^2 + (1 - t)^2) = 1 here
         tensor([[-1.,  0.]])
     """
-    _check_field("field", field)
+    check_field("field", field, "its data prediction is")
     _check_steering(step, steps, until)
     velocity, path = field.function("velocity"), field.path
 
@@ -205,7 +206,7 @@ def optimise_start(
         >>> run.nfe
         168
     """
-    _check_field("field", field)
+    check_field("field", field, "its data prediction is")
     check_state("x0", x0)
     check_positive("iterations", iterations, integer=True)
     start = x0.detach().clone().requires_grad_()
@@ -257,7 +258,7 @@ def data_jacobian(
         >>> data_jacobian(field, torch.ones(1, 1), 0.5)       # t 4 / (4 t^2 + (1 - t)^2)
         tensor([[[1.6000]]])
     """
-    _check_field("field", field)
+    check_field("field", field, "its data prediction is")
     check_state("x", x)
     with torch.enable_grad():
         at = x.detach().requires_grad_()
@@ -368,11 +369,6 @@ def _values(loss: Loss, x1: Tensor, t: Tensor) -> Tensor:
     if values.shape != x1.shape[:1]:
         raise ValueError(f"loss must return shape [{x1.shape[0]}], one value a state; got {list(values.shape)}")
     return values
-
-
-def _check_field(name: str, field: Field) -> None:
-    if not isinstance(field, Field):
-        raise TypeError(f"{name} must be a Field, because its data prediction is needed; got {type(field).__name__}")
 
 
 def _check_steering(step: float, steps: int, until: float) -> None:

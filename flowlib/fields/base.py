@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flowlib._checks import batch_time, check_choice, check_state, check_unit_interval
 from flowlib.paths import PREDICTIONS, GaussianPath, Prediction
 
-__all__ = ["Field", "FunctionField", "NetworkField", "StateFunction"]
+__all__ = ["Field", "FunctionField", "NetworkField", "StateFunction", "check_field"]
 
 StateFunction = Callable[..., Tensor]
 
@@ -193,3 +193,22 @@ class NetworkField(nn.Module, Field):
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         """The network's own prediction: `evaluate`, so that module hooks and parallel wrappers see the call."""
         return self.evaluate(x, t, **conditions)
+
+
+def check_field(name: str, field: object, needed: str) -> None:
+    """Check that an argument is a field and not a plain function.
+
+    Args:
+        name: The argument's name, for the message.
+        field: What came.
+        needed: What of a field is needed, for the message.
+
+    Raises:
+        TypeError: If it is not a field.
+
+    Example:
+        >>> from flowlib import paths
+        >>> check_field("field", FunctionField(lambda x, t: x, paths.linear()), "its score is")
+    """
+    if not isinstance(field, Field):
+        raise TypeError(f"{name} must be a Field, because {needed} needed; got {type(field).__name__}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowlib._checks import check_positive
 from flowlib.fields import Field
+from flowlib.fields.base import check_field
 from flowlib.solvers.exponential import CountedField, Knots, moments
 from flowlib.solvers.trajectory import Trajectory, check_start
 
@@ -68,8 +69,7 @@ def adaptive_exponential(
         >>> float(run.times[-1])
         0.99...
     """
-    if not isinstance(field, Field):
-        raise TypeError(f"field must be a Field, because its data prediction is needed; got {type(field).__name__}")
+    check_field("field", field, "its data prediction is")
     check_start(x0)
     for name, number in (("rtol", rtol), ("atol", atol), ("first", first), ("longest", longest)):
         check_positive(name, number)

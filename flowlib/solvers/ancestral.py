@@ -18,8 +18,9 @@ from torch import Tensor
 
 from flowlib._checks import check_choice
 from flowlib.fields import Field
+from flowlib.fields.base import check_field
 from flowlib.solvers.exponential import data_step
-from flowlib.solvers.trajectory import Trajectory, check_start, time_grid
+from flowlib.solvers.trajectory import States, Trajectory, forward_grid
 
 __all__ = ["ancestral"]
 
@@ -68,19 +69,15 @@ def ancestral(
         >>> ancestral(field, torch.randn(3, 2), steps=50).nfe
         50
     """
-    if not isinstance(field, Field):
-        raise TypeError(f"field must be a Field, because its data prediction is needed; got {type(field).__name__}")
+    check_field("field", field, "its data prediction is")
     check_choice("variance", variance, ("posterior", "forward"))
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    check_start(x0)
-    grid = time_grid(x0, steps, times)
-    if grid[0] > grid[-1]:
-        raise ValueError("times must increase: ancestral sampling runs from noise to data")
+    grid = forward_grid(x0, steps, times, "ancestral sampling")
     field.check_times("data", grid[:-1])
     predict, path, schedule = field.function("data"), field.path, field.path.schedule
 
-    x, states = x0, [x0]
+    x, states = x0, States(x0, keep)
     with torch.no_grad():
         for t, u in itertools.pairwise(grid.unbind()):
             _, b, posterior_variance = path.posterior(t, u)
@@ -91,9 +88,6 @@ def ancestral(
                 fresh = eta**2 * schedule.sigma(t) ** 2 * b / schedule.alpha(u)
             if eta > 0 and sigma_u > 0:
                 x = x + fresh.sqrt() * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            if keep:
-                states.append(x)
+            states.add(x)
     nfe = sum(field.evaluations(t) for t in grid[:-1])
-    if not keep:
-        return Trajectory(grid[[0, -1]], torch.stack([x0, x]), nfe)
-    return Trajectory(grid, torch.stack(states), nfe)
+    return states.trajectory(grid, nfe)

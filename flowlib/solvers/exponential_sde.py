@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowlib.fields import Field
+from flowlib.fields.base import check_field
 from flowlib.solvers.exponential import Knots, moments
-from flowlib.solvers.trajectory import Trajectory, check_start, time_grid
+from flowlib.solvers.trajectory import States, Trajectory, forward_grid
 
 __all__ = ["exponential_sde"]
 
@@ -69,21 +70,17 @@ def exponential_sde(
         >>> exponential_sde(field, torch.randn(3, 2), steps=20, order=2).nfe
         20
     """
-    if not isinstance(field, Field):
-        raise TypeError(f"field must be a Field, because its data prediction is needed; got {type(field).__name__}")
+    check_field("field", field, "its data prediction is")
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order}")
     if not nu >= 0:
         raise ValueError(f"nu must not be negative, got {nu}")
-    check_start(x0)
-    grid = time_grid(x0, steps, times)
-    if grid[0] > grid[-1]:
-        raise ValueError("times must increase: this family runs from noise to data")
+    grid = forward_grid(x0, steps, times, "this family")
     field.check_times("data", grid[:-1])
     predict, center = field.function("data"), field.path.center
     knots = Knots.of(field.path, grid, "data")
 
-    x, states, clock, before = x0, [x0], grid.unbind(), None
+    x, states, clock, before = x0, States(x0, keep), grid.unbind(), None
     with torch.no_grad():
         for i in range(len(clock) - 1):
             value, h = predict(x, clock[i], **conditions), knots.length(i)
@@ -98,9 +95,6 @@ def exponential_sde(
             if spread > 0:
                 x = x + spread * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             before = value
-            if keep:
-                states.append(x)
+            states.add(x)
     nfe = sum(field.evaluations(t) for t in clock[:-1])
-    if not keep:
-        return Trajectory(grid[[0, -1]], torch.stack([x0, x]), nfe)
-    return Trajectory(grid, torch.stack(states), nfe)
+    return states.trajectory(grid, nfe)

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from flowlib._checks import batch_time, check_choice, check_same, check_state, expand_time
 from flowlib.fields import Field
+from flowlib.fields.base import check_field
 from flowlib.paths import GaussianPath, MeanReverting
 from flowlib.solvers.exponential import weights
-from flowlib.solvers.trajectory import Trajectory, check_start, time_grid
+from flowlib.solvers.trajectory import States, Trajectory, forward_grid
 
 __all__ = ["angular_velocity", "data_from_angular", "mr_sampler", "mr_step"]
 
@@ -170,17 +171,13 @@ def mr_sampler(
         >>> mr_sampler(field, x0, steps=10).nfe
         10
     """
-    if not isinstance(field, Field):
-        raise TypeError(f"field must be a Field, because its predictions are needed; got {type(field).__name__}")
+    check_field("field", field, "its predictions are")
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
     check_choice("form", form, FORMS)
     if not nu >= 0:
         raise ValueError(f"nu must not be negative, got {nu}")
-    check_start(x0)
-    grid = time_grid(x0, steps, times)
-    if grid[0] > grid[-1]:
-        raise ValueError("times must increase: MR Sampler runs from noise to data")
+    grid = forward_grid(x0, steps, times, "MR Sampler")
     path, count = field.path, len(grid) - 1
     onto_data = float(path.schedule.sigma(grid[-1])) == 0.0
     forms: list[Form] = [form] * (count - 1) + ["data" if onto_data else form]
@@ -189,7 +186,7 @@ def mr_sampler(
         if bool(used.any()):
             field.check_times(kind, grid[:-1][used])
 
-    x, states, clock = x0, [x0], grid.unbind()
+    x, states, clock = x0, States(x0, keep), grid.unbind()
     predictions: list[Tensor] = []
     with torch.no_grad():
         for i in range(count):
@@ -203,12 +200,9 @@ def mr_sampler(
                 noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             past = [clock[i - j] for j in range(k)]
             x = mr_step(path, x, predictions[:k], past, clock[i + 1], form=forms[i], nu=nu, noise=noise)
-            if keep:
-                states.append(x)
+            states.add(x)
     nfe = sum(field.evaluations(t) for t in clock[:-1])
-    if not keep:
-        return Trajectory(grid[[0, -1]], torch.stack([x0, x]), nfe)
-    return Trajectory(grid, torch.stack(states), nfe)
+    return states.trajectory(grid, nfe)
 
 
 def angular_velocity(

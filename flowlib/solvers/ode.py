@@ -32,7 +32,7 @@ from torch import Tensor
 from flowlib._checks import check_choice, check_positive
 from flowlib.fields import Field
 from flowlib.solvers.exponential import EXPONENTIAL, CountedField, exponential_stepper
-from flowlib.solvers.trajectory import CountedVelocity, Trajectory, VelocityFunction, check_start, time_grid
+from flowlib.solvers.trajectory import CountedVelocity, States, Trajectory, VelocityFunction, check_start, time_grid
 
 __all__ = ["METHODS", "invert", "ode"]
 
@@ -190,17 +190,14 @@ def run(
 ) -> Trajectory:
     """The loop every fixed-step method shares."""
     times = grid.unbind()
-    states = [x]
+    states = States(x, keep)
     for i in range(len(times) - 1):
         x = step(x, times[i], times[i + 1])
         if callback is not None:
             changed = callback(i, times[i + 1], x)
             x = x if changed is None else changed
-        if keep:
-            states.append(x)
-    if not keep:
-        return Trajectory(grid[[0, -1]], torch.stack([states[0], x]), counter.nfe)
-    return Trajectory(grid, torch.stack(states), counter.nfe)
+        states.add(x)
+    return states.trajectory(grid, counter.nfe)
 
 
 def invert(

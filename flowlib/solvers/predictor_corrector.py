@@ -28,9 +28,9 @@ from torch import Tensor
 
 from flowlib._checks import batch_time, check_choice, check_positive
 from flowlib.fields import Field
-from flowlib.fields.base import StateFunction
+from flowlib.fields.base import StateFunction, check_field
 from flowlib.paths import GaussianPath
-from flowlib.solvers.trajectory import Trajectory, check_start, time_grid
+from flowlib.solvers.trajectory import States, Trajectory, check_start, forward_grid
 
 __all__ = ["PREDICTORS", "langevin", "predictor_corrector"]
 
@@ -134,14 +134,11 @@ def predictor_corrector(
     if not isinstance(corrector_steps, int) or corrector_steps < 0:
         raise ValueError(f"corrector_steps must be an int of at least 0, got {corrector_steps!r}")
     _check_langevin(field, snr, step_size)
-    check_start(x0)
-    grid = time_grid(x0, steps, times)
-    if grid[0] > grid[-1]:
-        raise ValueError("times must increase: these samplers run from noise to data")
+    grid = forward_grid(x0, steps, times, "predictor-corrector sampling")
     field.check_times("score", grid[:-1])
     field.path.drift_diffusion(grid[:-1])  # raises where alpha is zero
     score, path = field.function("score"), field.path
-    x, states, clock, nfe = x0, [x0], grid.unbind(), 0
+    x, states, clock, nfe = x0, States(x0, keep), grid.unbind(), 0
 
     def after(i: int, t: Tensor, x: Tensor) -> Tensor:
         changed = callback(i, t, x) if callback is not None else None
@@ -162,11 +159,8 @@ def predictor_corrector(
                 if not (denoise and i == len(clock) - 2):
                     x = x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
                 x = after(i, u, x)
-            if keep:
-                states.append(x)
-    if not keep:
-        return Trajectory(grid[[0, -1]], torch.stack([x0, x]), nfe)
-    return Trajectory(grid, torch.stack(states), nfe)
+            states.add(x)
+    return states.trajectory(grid, nfe)
 
 
 def langevin(
@@ -236,8 +230,7 @@ def _langevin_step(
 
 
 def _check_langevin(field: Field, snr: float, step_size: float | None) -> None:
-    if not isinstance(field, Field):
-        raise TypeError(f"field must be a Field, because its score is needed; got {type(field).__name__}")
+    check_field("field", field, "its score is")
     check_positive("snr", snr)
     if step_size is not None:
         check_positive("step_size", step_size)

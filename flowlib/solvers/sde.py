@@ -18,7 +18,8 @@ from torch import Tensor
 
 from flowlib._checks import check_choice
 from flowlib.fields import Field
-from flowlib.solvers.trajectory import Trajectory, check_start, time_grid
+from flowlib.fields.base import check_field
+from flowlib.solvers.trajectory import States, Trajectory, forward_grid
 
 __all__ = ["SDE_METHODS", "eta_squared", "sde"]
 
@@ -112,12 +113,8 @@ def sde(
         50
     """
     check_choice("method", method, SDE_METHODS)
-    if not isinstance(field, Field):
-        raise TypeError(f"field must be a Field, because its score is needed; got {type(field).__name__}")
-    check_start(x0)
-    grid = time_grid(x0, steps, times)
-    if grid[0] > grid[-1]:
-        raise ValueError("times must increase: this family runs from noise to data")
+    check_field("field", field, "its score is")
+    grid = forward_grid(x0, steps, times, "this family")
     field.check_times("velocity", grid[:-1])
     field.check_times("score", grid[:-1])
     variance = eta_squared(field, eta)
@@ -134,7 +131,7 @@ def sde(
         v, s = _velocity_and_score(field, x, t, conditions)
         return v + rate / 2 * s
 
-    x, states, clock = x0, [x0], grid.unbind()
+    x, states, clock = x0, States(x0, keep), grid.unbind()
     with torch.no_grad():
         for i in range(len(clock) - 1):
             t, u = clock[i], clock[i + 1]
@@ -148,11 +145,8 @@ def sde(
                 k1 = drift(x, t, rates[i])
                 k2 = drift(x + h * k1 + noise, u, rates[i + 1])
                 x = x + h / 2 * (k1 + k2) + noise
-            if keep:
-                states.append(x)
-    if not keep:
-        return Trajectory(grid[[0, -1]], torch.stack([x0, x]), nfe)
-    return Trajectory(grid, torch.stack(states), nfe)
+            states.add(x)
+    return states.trajectory(grid, nfe)
 
 
 def _velocity_and_score(field: Field, x: Tensor, t: Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowlib._checks import check_positive, check_state, check_unit_interval
 from flowlib.fields import Field
 
-__all__ = ["Trajectory", "time_grid"]
+__all__ = ["States", "Trajectory", "check_start", "forward_grid", "time_grid"]
 
 VelocityFunction = Callable[..., Tensor]
 
@@ -122,3 +122,50 @@ class CountedVelocity:
 def check_start(x0: Tensor) -> None:
     """Check the state a solve starts from; the same for every solver."""
     check_state("x0", x0)
+
+
+def forward_grid(x0: Tensor, steps: int | None, times: Tensor | None, sampler: str) -> Tensor:
+    """Check the start of a sampler that runs from noise to data, and its grid; see `time_grid`.
+
+    Args:
+        x0: The states at the first time.
+        steps: Number of steps.
+        times: The grid instead.
+        sampler: The sampler's name, for the message.
+
+    Raises:
+        TypeError, ValueError: As `check_start` and `time_grid`; also if times decrease.
+    """
+    check_start(x0)
+    grid = time_grid(x0, steps, times)
+    if grid[0] > grid[-1]:
+        raise ValueError(f"times must increase: {sampler} runs from noise to data")
+    return grid
+
+
+class States:
+    """The states of a solve as it goes: all of them, or the first and the newest.
+
+    Args:
+        x0: The first.
+        keep: Whether all are kept.
+
+    Example:
+        >>> states = States(torch.zeros(1, 2), keep=False)
+        >>> for value in (1.0, 2.0, 3.0): states.add(torch.full((1, 2), value))
+        >>> states.trajectory(torch.linspace(0, 1, 4), nfe=3).end
+        tensor([[3., 3.]])
+    """
+
+    def __init__(self, x0: Tensor, keep: bool) -> None:
+        self.keep, self.kept = keep, [x0]
+
+    def add(self, x: Tensor) -> None:
+        """Note the next state."""
+        if not self.keep:
+            del self.kept[1:]
+        self.kept.append(x)
+
+    def trajectory(self, grid: Tensor, nfe: int) -> Trajectory:
+        """What was kept, on the solve's grid."""
+        return Trajectory(grid if self.keep else grid[[0, -1]], torch.stack(self.kept), nfe)
