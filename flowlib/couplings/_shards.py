@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["read_shard", "write_atomically", "write_shard"]
+from flowlib._files import replacing
+
+__all__ = ["read_shard", "write_shard"]
 
 
 def write_shard(path: Path, shard: Mapping[str, Tensor], run: str) -> None:
@@ -19,7 +20,8 @@ def write_shard(path: Path, shard: Mapping[str, Tensor], run: str) -> None:
     tensors = {name: value.contiguous() for name, value in shard.items()}
     # one entry: safetensors writes several in an order that changes from process to process
     stamp = json.dumps({"run": run, "digest": _digest(tensors)}, sort_keys=True)
-    write_atomically(path, to_bytes(tensors, metadata={"stamp": stamp}))
+    with replacing(path) as part:
+        part.write_bytes(to_bytes(tensors, metadata={"stamp": stamp}))
 
 
 def read_shard(path: Path, run: str, *, verify: bool = False) -> dict[str, Tensor]:
@@ -41,24 +43,6 @@ def read_shard(path: Path, run: str, *, verify: bool = False) -> dict[str, Tenso
     if verify and stamp.get("digest") != _digest(tensors):
         raise ValueError(f"{path} is damaged: its content does not match its digest; delete it and generate it again")
     return tensors
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the place and move there in one step: a reader sees the whole file or none.
-
-    What a killed process left beside the place is removed; so only one process may write a file at a time.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        for left in path.parent.glob(f".{path.name}.*.part"):
-            left.unlink(missing_ok=True)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

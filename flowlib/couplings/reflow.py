@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from flowlib._checks import check_positive, check_same, check_state
-from flowlib.couplings._shards import read_shard, write_atomically, write_shard
+from flowlib._files import replacing
+from flowlib.couplings._shards import read_shard, write_shard
 
 __all__ = ["PairStore", "generate_pairs", "open_pairs"]
 
@@ -275,7 +276,8 @@ def _claim(folder: Path, manifest: dict[str, Any]) -> None:
     if not (folder / _MANIFEST).is_file():
         if folder.is_dir() and any(folder.glob("shard-*.safetensors")):
             raise ValueError(f"{folder} holds shards but no {_MANIFEST}; use another folder")
-        write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode())
+        with replacing(folder / _MANIFEST) as part:
+            part.write_text(json.dumps(manifest, indent=2, sort_keys=True))
         return
     found = _manifest(folder)
     for name, value in manifest.items():

@@ -7,7 +7,6 @@ through the memory map of its shard, so a data set may be larger than memory.
 
 import bisect
 import json
-import os
 import shutil
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flowlib._checks import check_positive
+from flowlib._files import replacing
 
 __all__ = ["INDEX", "ShardWriter", "Shards", "write_index"]
 
@@ -97,9 +97,8 @@ class ShardWriter:
                 f"{self.folder} needs {size / 1e9:.3g} GB for the next shard, the disk has {free / 1e9:.3g} GB"
             )
         file = self.folder / f"{self.prefix}{self.shards:06d}.safetensors"
-        part = file.with_suffix(".part")
-        save_file({name: value[:rows].contiguous() for name, value in whole.items()}, part)
-        os.replace(part, file)
+        with replacing(file) as part:
+            save_file({name: value[:rows].contiguous() for name, value in whole.items()}, part)
         # a tensor of no rows keeps shape and dtype for the check of the next rows
         self.pending = {name: [value[rows:].clone()] for name, value in whole.items()}
         self.count, self.shards = self.count - rows, self.shards + 1
@@ -126,9 +125,8 @@ def write_index(folder: str | Path, record: dict[str, Any]) -> None:
             raise ValueError(f"{file} has fields {header}, the shards before it {fields}")
         fields = header
         shards.append({"file": file.name, "rows": rows, "bytes": file.stat().st_size})
-    part = folder / f".{INDEX}.part"
-    part.write_text(json.dumps({"fields": fields, "shards": shards, "record": record}, indent=1) + "\n")
-    os.replace(part, folder / INDEX)
+    with replacing(folder / INDEX) as part:
+        part.write_text(json.dumps({"fields": fields, "shards": shards, "record": record}, indent=1) + "\n")
 
 
 class Shards:

@@ -7,12 +7,13 @@ old file or the new one, never half of either.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from flowlib._files import replacing
 
 __all__ = ["load", "save"]
 
@@ -38,20 +39,11 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
     """
     from safetensors.torch import save as to_bytes
 
-    path = Path(path)
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_flatten(state, "", tensors))
     content = to_bytes(tensors, metadata={"format": _FORMAT, "state": skeleton, "digest": _digest(skeleton, tensors)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_bytes(content)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

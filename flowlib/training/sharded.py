@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flowlib._files import replacing
 from flowlib.training.ema import EMA
 
 __all__ = ["State", "check_equal", "check_room", "export", "resume", "save", "shard_blocks", "signature", "whole"]
@@ -184,10 +185,10 @@ def export(fabric: Any, out: Path, tensors: dict[str, Tensor], record: dict[str,
     full = {name: whole(value).detach().cpu().contiguous() for name, value in tensors.items()}
     file = out / "weights.safetensors"
     if fabric.is_global_zero:
-        part = out / ".weights.part"
-        save_file(full, part)
-        file.with_suffix(".json").write_text(json.dumps({**record, "torch": torch.__version__}, indent=2) + "\n")
-        os.replace(part, file)
+        with replacing(file.with_suffix(".json")) as part:
+            part.write_text(json.dumps({**record, "torch": torch.__version__}, indent=2) + "\n")
+        with replacing(file) as part:
+            save_file(full, part)
     fabric.barrier()
     return file
 
