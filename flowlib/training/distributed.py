@@ -14,30 +14,30 @@ another number of processes or another strategy. Their index file is a pickle: r
 The finished, averaged weights are written as one safetensors file.
 """
 
-import json
 import math
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 
-from flowlib._checks import check_choice, check_positive
 from flowlib.training import sharded
+from flowlib.training.cost import PEAK_FLOPS, count_flops, gpu_hours
 from flowlib.training.ema import EMA
 from flowlib.training.loop import Objective, learning_rate
+from flowlib.training.progress import Log, Stop, read_log
 from flowlib.training.randomness import order, seed_of
+from flowlib.training.settings import Run
 
 __all__ = [
     "PEAK_FLOPS",
@@ -52,10 +52,6 @@ __all__ = [
     "train",
 ]
 
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
-"""Dense bf16 FLOP/s by a part of the device's name (vendors' data sheets, without sparsity)."""
-
-
 Prepare = Callable[[Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 """From what a data set gives for a micro-batch and its generator to states and conditions."""
 
@@ -69,89 +65,6 @@ class Dataset(Protocol):
 
     def __getitems__(self, indices: list[int]) -> Any:
         """The items as one batch: states `[n, *event]`, or a pair of them and a dictionary of conditions."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Settings of a training run.
-
-    Attributes:
-        out: Folder of checkpoints, log and weights; a run that stands there is resumed.
-        steps: Optimiser steps in all.
-        batch_size: Samples a step, over all processes.
-        micro_batch: Samples of one forward pass; it divides `batch_size`.
-        lr: Peak learning rate of AdamW.
-        beta2: AdamW's decay of squared gradients.
-        weight_decay: AdamW's weight decay, per unit of learning rate.
-        warmup: Steps over which the rate rises linearly from zero.
-        schedule: Of the rate: constant, or a cosine to zero at `steps`.
-        clip: Largest norm of the gradient; 0 for no clipping.
-        ema: Decay of the average of the weights, per step.
-        precision: fp32, or bf16 autocast with fp32 weights and sums.
-        strategy: ddp copies the network to every process; fsdp shards weights, gradients and optimiser (FSDP2).
-        compile: Whether to torch.compile the network.
-        checkpoint_activations: Recompute the blocks' activations in the backward pass: less memory, a third more time.
-        accelerator: cpu, cuda, or auto.
-        devices: Processes on each node (torchrun's --nproc-per-node wins).
-        nodes: Number of nodes (torchrun's --nnodes wins).
-        workers: Processes that read data, per training process; 0 reads in the training process.
-        save_every: Steps between checkpoints.
-        keep: Checkpoints kept; older ones are deleted.
-        log_every: Steps between two looks at the loss, also in TensorBoard.
-        seed: Of data order, noise, times and dropout.
-    """
-
-    out: Path = Path("runs/flow")
-    steps: int = 400_000
-    batch_size: int = 256
-    micro_batch: int = 32
-    lr: float = 1e-4
-    beta2: float = 0.999
-    weight_decay: float = 0.0
-    warmup: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    clip: float = 1.0
-    ema: float = 0.9999
-    precision: Literal["fp32", "bf16"] = "bf16"
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    compile: bool = False
-    checkpoint_activations: bool = False
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = 1
-    nodes: int = 1
-    workers: int = 4
-    save_every: int = 5_000
-    keep: int = 2
-    log_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch", "devices", "nodes", "save_every", "keep", "log_every"):
-            check_positive(name, getattr(self, name), integer=True)
-        check_positive("lr", self.lr)
-        for name in ("warmup", "clip", "weight_decay", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("ema", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        check_choice("schedule", self.schedule, ("constant", "cosine"))
-        check_choice("precision", self.precision, ("fp32", "bf16"))
-        check_choice("strategy", self.strategy, ("ddp", "fsdp"))
-        if self.batch_size % self.micro_batch:
-            raise ValueError(f"micro_batch must divide batch_size, got {self.micro_batch} and {self.batch_size}")
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches a step, over all processes."""
-        return self.batch_size // self.micro_batch
-
-    @property
-    def decides(self) -> dict[str, Any]:
-        """The settings that change what is computed; a resumed run must have the same."""
-        free = {"out", "accelerator", "devices", "nodes", "workers", "save_every", "keep", "log_every", "compile"}
-        free |= {"strategy", "checkpoint_activations"} | ({"steps"} if self.schedule == "constant" else set())
-        return {name: value for name, value in asdict(self).items() if name not in free}
 
 
 @dataclass(frozen=True)
@@ -248,15 +161,14 @@ def train(
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("network has no parameter to train")
-    if (run.strategy == "fsdp" or run.checkpoint_activations) and not hasattr(network, "blocks"):
-        raise ValueError("network must have a list `blocks` for strategy fsdp and for checkpoint_activations")
+    blocks = sharded.blocks(network) if run.strategy == "fsdp" or run.checkpoint_activations else nn.ModuleList()
     fabric = connect(run) if fabric is None else fabric
     sharded.check_room(run.out, network, run.keep)
     sharded.check_equal(fabric, network)
     signature = sharded.signature(network)
 
     if run.checkpoint_activations:
-        for block in network.blocks:  # type: ignore[union-attr]
+        for block in blocks:
             block.forward = partial(recomputed, block.forward, use_reentrant=False)
     wrapped = fabric.setup_module(torch.compile(network) if run.compile else network)
     parameters = [p for p in network.parameters() if p.requires_grad]  # sharded now, under fsdp
@@ -271,16 +183,16 @@ def train(
     local = run.micro_batches // fabric.world_size
     micros = [i * fabric.world_size + fabric.global_rank for i in range(local)]
     loader: DataLoader[Any] = DataLoader(
-        dataset,  # type: ignore[arg-type]
+        cast("TorchDataset[Any]", dataset),  # a DataLoader asks for no more than the protocol
         batch_sampler=_Order(len(dataset), run, start, micros),
         collate_fn=_as_is,
         num_workers=run.workers,
         pin_memory=fabric.device.type == "cuda",
     )
-    log = _Log(fabric, run, start, flops)
+    log = Log(fabric, run, start, flops)
     wrapped.train()
     step = start
-    with _Stop(fabric) as stop:
+    with Stop(fabric) as stop:
         batches = iter(loader)
         while step < run.steps:
             for group in descent.param_groups:
@@ -318,57 +230,6 @@ def train(
     return Result(step, finished, weights)
 
 
-def count_flops(network: nn.Module, *inputs: Tensor, **conditions: Tensor) -> float:
-    """Floating-point operations of one forward pass of one sample, counted on a copy without storage.
-
-    Args:
-        network: The network; it is not run.
-        inputs: A batch of inputs; only their shapes and dtypes matter.
-        conditions: Keyword arguments of the same kind.
-
-    Example:
-        >>> count_flops(nn.Linear(8, 4, bias=False), torch.zeros(2, 8))
-        64.0
-    """
-    import copy
-
-    from torch.utils.flop_counter import FlopCounterMode
-
-    ghost = copy.deepcopy(network).to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ghost(*(x.to("meta") for x in inputs), **{name: value.to("meta") for name, value in conditions.items()})
-    return float(counter.get_total_flops()) / inputs[0].shape[0]
-
-
-def gpu_hours(flops: float, samples: float, *, peak: float, utilisation: float) -> float:
-    """The price of a run: three forward passes' worth of operations a sample at a part of the peak.
-
-    Args:
-        flops: Of one sample's forward pass.
-        samples: Samples seen in the run, steps times batch size.
-        peak: FLOP/s of a device; see `PEAK_FLOPS`.
-        utilisation: The part of the peak that is reached (model FLOPs utilisation), in (0, 1].
-
-    Example:
-        >>> round(gpu_hours(237e9, 400_000 * 256, peak=989e12, utilisation=0.4))     # a DiT-XL/2 for 400 000 steps
-        51
-    """
-    if not 0 < utilisation <= 1:
-        raise ValueError(f"utilisation must lie in (0, 1], got {utilisation}")
-    check_positive("peak", peak)
-    return 3 * flops * samples / (peak * utilisation) / 3600
-
-
-def read_log(out: Path) -> dict[str, list[float]]:
-    """The log of a run: a list for each of `step`, `loss`, `grad_norm`, `lr`, one entry a step.
-
-    Raises:
-        FileNotFoundError: If there is no log.
-    """
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return {key: [row[key] for row in rows] for key in ("step", "loss", "grad_norm", "lr")}
-
-
 def _ready(batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     return (batch, {}) if isinstance(batch, Tensor) else batch
 
@@ -404,117 +265,3 @@ class _Order(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return (self.run.steps - self.start) * len(self.micros)
-
-
-class _Stop:
-    """Notes SIGTERM and SIGINT; the processes agree on a common step to stop after."""
-
-    EVERY = 10
-
-    def __init__(self, fabric: Any) -> None:
-        self.fabric, self.asked = fabric, False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Stop":
-        def note(number: int, frame: object) -> None:
-            self.asked = True
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.before[number] = signal.signal(number, note)
-        return self
-
-    def agreed(self, step: int) -> bool:
-        """Whether any process was asked to stop; asked on every tenth step, or on every one on a CPU."""
-        if self.fabric.world_size == 1:
-            return self.asked
-        if step % self.EVERY and self.fabric.device.type != "cpu":
-            return False
-        flag = torch.tensor(float(self.asked), device=self.fabric.device)
-        return bool(self.fabric.all_reduce(flag, reduce_op="sum") > 0)
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-class _Log:
-    """Losses stay on the device until they are looked at; then one line a step, TensorBoard, and the progress line."""
-
-    def __init__(self, fabric: Any, run: Run, start: int, flops: float | None) -> None:
-        from flowlib.training.loop import Bar
-
-        self.fabric, self.run, self.flops = fabric, run, flops
-        self.rows: list[tuple[int, Tensor, Tensor, float]] = []
-        self.since, self.writer, self.file = time.perf_counter(), None, run.out / "log.jsonl"
-        self.bar = Bar(start, run.steps, None if fabric.is_global_zero else False)
-        if fabric.is_global_zero:
-            run.out.mkdir(parents=True, exist_ok=True)
-            lines = self.file.read_text().splitlines() if self.file.is_file() else []
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
-            self.file.write_text("".join(line + "\n" for line in kept))  # steps after the checkpoint are done again
-            self.writer = _tensorboard(run.out)
-        peak = next((v for k, v in PEAK_FLOPS.items() if k in _device_name(fabric.device)), None)
-        self.peak = peak if run.precision == "bf16" else None
-
-    def add(self, step: int, loss: Tensor, norm: Tensor, lr: float, *, flush: bool) -> None:
-        """Note a step; look at the notes at every `log_every`-th step, at saves and at the end."""
-        self.rows.append((step, loss, norm, lr))
-        if not flush and step % self.run.log_every:
-            return
-        losses = self.fabric.all_reduce(torch.stack([row[1] for row in self.rows]), reduce_op="mean")
-        values = torch.stack([losses, torch.stack([row[2] for row in self.rows])]).tolist()
-        seconds = (time.perf_counter() - self.since) / len(self.rows)
-        lines = [
-            {"step": at, "loss": loss, "grad_norm": norm, "lr": rate}
-            for (at, _, _, rate), loss, norm in zip(self.rows, *values, strict=True)
-        ]
-        self.rows, self.since = [], time.perf_counter()
-        for line in lines:
-            if not math.isfinite(line["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {line['loss']} at step {line['step']}; lower lr or check the data"
-                )
-        if not self.fabric.is_global_zero:
-            return
-        with self.file.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-        rates = self._rates(seconds)
-        if self.writer is not None:
-            for name, value in {**{k: v for k, v in lines[-1].items() if k != "step"}, **rates}.items():
-                self.writer.add_scalar(name, value, step)
-        for line in lines[:-1]:
-            self.bar.update(line["loss"])
-        self.bar.update(lines[-1]["loss"], **{name: f"{value:.3g}" for name, value in rates.items()})
-
-    def _rates(self, seconds: float) -> dict[str, float]:
-        """Samples a second, memory in GiB and, where the peak is known, the utilisation of one device."""
-        rates = {"samples_per_second": self.run.batch_size / seconds}
-        if self.fabric.device.type == "cuda":
-            rates["memory_gib"] = torch.cuda.max_memory_allocated(self.fabric.device) / 2**30
-        if self.flops is not None:
-            achieved = 3 * self.flops * rates["samples_per_second"] / self.fabric.world_size
-            rates["tflops"] = achieved / 1e12
-            if self.peak is not None:
-                rates["mfu"] = achieved / self.peak
-        return rates
-
-    def close(self) -> None:
-        """Close the bar and TensorBoard's file."""
-        self.bar.__exit__()
-        if self.writer is not None:
-            self.writer.close()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _tensorboard(out: Path) -> Any:
-    """TensorBoard's writer, or `None` where tensorboard is not installed (the log file is always written)."""
-    from importlib.util import find_spec
-
-    if find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(out / "tensorboard")

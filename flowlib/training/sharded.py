@@ -17,7 +17,18 @@ from torch.optim import Optimizer
 from flowlib._files import replacing
 from flowlib.training.ema import EMA
 
-__all__ = ["State", "check_equal", "check_room", "export", "resume", "save", "shard_blocks", "signature", "whole"]
+__all__ = [
+    "State",
+    "blocks",
+    "check_equal",
+    "check_room",
+    "export",
+    "resume",
+    "save",
+    "shard_blocks",
+    "signature",
+    "whole",
+]
 
 
 class State:
@@ -52,12 +63,24 @@ class State:
         self.average.updates = int(state["updates"])
 
 
+def blocks(network: nn.Module) -> nn.ModuleList:
+    """The list of modules that a network offers to be sharded, or computed again, one by one.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    found = getattr(network, "blocks", None)
+    if not isinstance(found, nn.ModuleList):
+        raise ValueError("network must have a list `blocks` for strategy fsdp and for checkpoint_activations")
+    return found
+
+
 def shard_blocks(network: nn.Module, mesh: Any) -> nn.Module:
     """Shard every entry of `network.blocks`, then what is left, over the data-parallel axis of a mesh (FSDP2)."""
     from torch.distributed.fsdp import fully_shard
 
     axis = mesh["data_parallel"]
-    for block in network.blocks:  # type: ignore[union-attr]
+    for block in blocks(network):
         fully_shard(block, mesh=axis)
     fully_shard(network, mesh=axis)
     return network
