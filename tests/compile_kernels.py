@@ -147,8 +147,9 @@ def compiled(
         ptx.write_text(code.asm["ptx"])
         command = [PTXAS, "-v", "--gpu-name", "sm_90a", ptx, "-o", Path(folder, "kernel.cubin")]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    (registers,) = re.findall(r"Used (\d+) registers", report)
     return {
-        "registers": int(re.search(r"Used (\d+) registers", report)[1]),  # type: ignore[index]
+        "registers": int(registers),
         "threads": 32 * warps,
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", report))),
         "shared": code.metadata.shared,

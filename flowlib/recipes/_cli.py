@@ -43,13 +43,10 @@ def main(
         import tyro
     except ImportError as error:
         raise SystemExit("the command line needs tyro: pip install flowlib[recipes]; --smoke runs without") from error
-    if given[:1] == ["train"]:
-        config = tyro.extras.overridable_config_cli(dict(presets), args=given[1:], description=description)
-        call: Callable[[], Any] = lambda: commands["train"](config)  # noqa: E731
-    else:
-        others = {name: command for name, command in commands.items()}
-        call = lambda: tyro.extras.subcommand_cli_from_dict(others, args=given, description=description)  # noqa: E731
     try:
-        return call()
+        if given[:1] == ["train"]:
+            config = tyro.extras.overridable_config_cli(dict(presets), args=given[1:], description=description)
+            return commands["train"](config)
+        return tyro.extras.subcommand_cli_from_dict(dict(commands), args=given, description=description)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error

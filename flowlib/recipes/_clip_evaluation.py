@@ -68,7 +68,8 @@ def evaluate(
         return lambda x: whole(x[:, part].transpose(1, 2).float() / 127.5 - 1)
 
     def frames(x: Tensor) -> Tensor:
-        return picture(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # type: ignore[no-any-return]
+        features: Tensor = picture(x.flatten(0, 1))
+        return features.reshape(*x.shape[:2], -1)
 
     truth = features_of(real, video(slice(length)))
     out = {"fvd": metrics.frechet_distance(features_of(fake, video(slice(length))), truth)}

@@ -124,7 +124,8 @@ def extractor(features: Features, weights: Path | None) -> nn.Module:
     if weights is None or not weights.is_file():
         raise FileNotFoundError(f"weights of the {features} network are needed, got {weights}; nothing is downloaded")
     if features == "torchscript":
-        module: nn.Module = torch.jit.load(str(weights), map_location="cpu")  # type: ignore[no-untyped-call]
+        load: Any = torch.jit.load  # untyped
+        module: nn.Module = load(str(weights), map_location="cpu")
         return module
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

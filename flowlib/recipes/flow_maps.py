@@ -11,7 +11,7 @@ import platform
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from flowlib._checks import check_choice
 from flowlib.distributions import Normal
 from flowlib.fields import NetworkFlowMap
 from flowlib.objectives import AnnealedTriangle, self_distillation
+from flowlib.objectives.flow_map import Kind
 from flowlib.objectives.flow_matching import PairObjective
 from flowlib.recipes import _digits, digits_flow
 from flowlib.recipes._digits import WEIGHTS, DigitNet
@@ -153,7 +154,8 @@ def _objective(flow_map: NetworkFlowMap, method: str, config: Board) -> PairObje
     if method == "annealed":
         pairs = AnnealedTriangle(config.steps // 2)
         return self_distillation(flow_map, "lagrangian", diagonal=config.diagonal, pairs=pairs)
-    return self_distillation(flow_map, method, diagonal=config.diagonal)  # type: ignore[arg-type]
+    kind = cast("Kind", method)  # the others are above
+    return self_distillation(flow_map, kind, diagonal=config.diagonal)
 
 
 def train_digits(config: _digits.Config, *, verbose: bool = False) -> tuple[NetworkFlowMap, dict[str, Any]]:
@@ -221,7 +223,8 @@ def read_board(file: Path, method: str, seed: int) -> NetworkFlowMap:
     config = Board(**_digits.settings(file, "flow_maps")["config"])
     flow_map, prefix = board_map(config), f"{method}.{seed}."
     with safe_open(file, framework="pt") as stored:
-        names = [key for key in stored.keys() if key.startswith(prefix)]  # noqa: SIM118
+        keys = stored.keys()  # not a dictionary
+        names = [key for key in keys if key.startswith(prefix)]
         state = {key.removeprefix(prefix): stored.get_tensor(key).float() for key in names}
     flow_map.load_state_dict(state)
     return flow_map.eval().requires_grad_(False)

@@ -76,7 +76,7 @@ def test_euler_on_the_steered_field_is_the_published_loop(inner: int) -> None:
 
 def displacement(x: Tensor, t: float, **options: object) -> Tensor:
     """What one evaluation corrects, before the move."""
-    guided = control.steered(prior(), LOSS, steps=N, **options)  # type: ignore[arg-type]
+    guided = control.steered(prior(), LOSS, steps=N, **options)
     return (guided.velocity(x, t) - prior().velocity(x, t)) / N
 
 

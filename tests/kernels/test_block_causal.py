@@ -128,7 +128,7 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="sink must not be negative, got -2"):
         block_causal_attention(**named, frame=2, sink=-2)
     with pytest.raises(TypeError, match="sink must be an int"):
-        block_causal_mask(4, frame=2, sink=1.5)  # type: ignore[arg-type]
+        block_causal_mask(4, frame=2, sink=1.5)
     with pytest.raises(ValueError, match="head dimension of at most 128"):
         block_causal_attention(**operands(1, 1, 2, 129, torch.float32), frame=2)
 

@@ -128,4 +128,4 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match=r"seed must lie in \[0, 2\*\*64\), got -1"):
         pair(operands((2, 3), torch.float32), "auto", seed=-1)
     with pytest.raises(TypeError, match="step must be an int"):
-        philox_normal((2, 3), seed=0, step=1.5)  # type: ignore[arg-type]
+        philox_normal((2, 3), seed=0, step=1.5)
