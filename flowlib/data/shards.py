@@ -35,7 +35,7 @@ class ShardWriter:
 
     Raises:
         ValueError: If `rows` is not positive.
-        FileExistsError: If the folder already holds a finished data set.
+        FileExistsError: If the folder already holds a finished data set, or shards of this prefix.
 
     Example:
         >>> import tempfile
@@ -53,6 +53,8 @@ class ShardWriter:
         self.folder, self.rows, self.prefix = Path(folder), rows, prefix
         if (self.folder / INDEX).is_file():
             raise FileExistsError(f"{folder} already holds a finished data set; choose another folder or delete it")
+        if any(self.folder.glob(f"{prefix}*.safetensors")):
+            raise FileExistsError(f"{folder} already holds shards {prefix}*; choose another folder or delete it")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.pending: dict[str, list[Tensor]] = {}
         self.count, self.shards = 0, 0

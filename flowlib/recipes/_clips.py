@@ -14,8 +14,7 @@ from torch.nn.functional import interpolate
 
 from flowlib._checks import check_positive
 from flowlib.data.clips import SHAPES, bouncing
-from flowlib.data.shards import ShardWriter, write_index
-from flowlib.training import distributed
+from flowlib.recipes import _runs
 
 __all__ = ["autoencoder", "clips", "decoder", "make_up", "read", "videos", "write"]
 
@@ -33,6 +32,7 @@ def clips(
     vae: Path | None = None,
     skip_bad: int = 0,
     devices: int = 1,
+    nodes: int = 1,
     fabric: Any = None,
 ) -> Path:
     """Decode a folder of videos into shards of clips.
@@ -46,8 +46,9 @@ def clips(
         width: Of a frame, in pixels.
         per_video: At most so many clips, one after the other, from one video.
         vae: Folder of a diffusers AutoencoderKLWan; None stores pixels.
-        skip_bad: How many videos that cannot be used are left out before the run stops.
-        devices: Processes (torchrun's --nproc-per-node wins).
+        skip_bad: How many videos that cannot be used each process leaves out before it stops.
+        devices: Processes on a node (torchrun's --nproc-per-node wins).
+        nodes: Nodes (torchrun's --nnodes wins).
         fabric: Processes that already stand, or None.
 
     Returns:
@@ -60,14 +61,12 @@ def clips(
         check_positive(name, value, integer=True)
     check_positive("fps", fps)
     found, names = _videos(videos)
-    if fabric is None:
-        fabric = distributed.connect(distributed.Run(devices=devices, batch_size=devices, micro_batch=1))
+    fabric = _runs.processes(devices, nodes, fabric)
     model = autoencoder(vae, fabric.device) if vae is not None else None
-    writer = ShardWriter(out, rows=256, prefix=f"{fabric.global_rank:04d}-")
+    writer = _runs.writer(out, 256, fabric)
     bad: list[str] = []
-    first, last = (len(found) * (fabric.global_rank + k) // fabric.world_size for k in (0, 1))
-    shape = [frames, 3, height, width]
-    for file, label in found[first:last]:  # neighbours, so that the rows have one order for any number of processes
+    shapes: list[list[int]] = []
+    for file, label in _runs.part(found, fabric):
         try:
             x = read(file, frames, fps, height, width, per_video)
         except ValueError as error:
@@ -77,20 +76,16 @@ def clips(
             continue
         if model is not None:
             x = _encode(model, x.to(fabric.device))
-        shape = list(x.shape[1:])
+        shapes = [list(x.shape[1:])]
         writer.add(clip=x.cpu(), y=torch.full((len(x),), label))
-    writer.close()
-    fabric.barrier()
-    if fabric.is_global_zero:
-        write_index(
-            out,
-            {
-                "shape": shape, "classes": len(names), "names": names, "fps": fps, "left_out": bad,
-                "vae": str(vae) if vae is not None else None,
-            },
-        )  # fmt: skip
-    fabric.barrier()
-    return out
+    bad, shapes = _runs.together(bad, fabric), _runs.together(shapes, fabric)
+    if not shapes:
+        raise ValueError(f"videos {videos} has none that can be used: {bad[0]}")
+    record = {
+        "shape": shapes[0], "classes": len(names), "names": names, "fps": fps, "left_out": bad,
+        "vae": str(vae) if vae is not None else None,
+    }  # fmt: skip
+    return _runs.finish(writer, record, fabric)
 
 
 def _videos(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:

@@ -1,40 +1,16 @@
-"""What the image recipes share: weights files, stored latents, the autoencoder, folders of samples, prices."""
+"""What the image recipes share: stored latents, the autoencoder, made-up images."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowlib._checks import check_positive
-from flowlib.data.shards import Shards, ShardWriter, write_index
-from flowlib.training import distributed
-from flowlib.training.distributed import Prepare, Run
-from flowlib.training.randomness import seed_of
+from flowlib.data.shards import Shards
+from flowlib.training.distributed import Prepare
 
-__all__ = ["autoencoder", "decoder", "drawn", "make_up", "open_latents", "price", "read_weights", "write_samples"]
-
-Draw = Callable[[int, Tensor, torch.Generator], Tensor]
-"""From the size of a batch, the labels `[n]` of its first rows and a generator to `n` states."""
-
-
-def read_weights(file: Path, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a finished run and the record beside them.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it was written by another recipe.
-    """
-    from safetensors.torch import load_file
-
-    if not file.is_file():
-        raise FileNotFoundError(f"weights {file} is missing; a run writes it when it has finished")
-    record: dict[str, Any] = json.loads(file.with_suffix(".json").read_text())
-    if record.get("recipe") != recipe:
-        raise ValueError(f"weights {file} were made by the recipe {record.get('recipe')!r}, not by {recipe!r}")
-    return load_file(file), record
+__all__ = ["autoencoder", "decoder", "drawn", "make_up", "open_latents"]
 
 
 def open_latents(data: Path, shape: tuple[int, int, int], classes: int) -> Shards:
@@ -51,69 +27,6 @@ def open_latents(data: Path, shape: tuple[int, int, int], classes: int) -> Shard
     if known > classes:
         raise ValueError(f"data {data} has {known} classes, the model knows {classes}")
     return latents
-
-
-def write_samples(
-    draw: Draw,
-    out: Path,
-    record: dict[str, Any],
-    *,
-    n: int,
-    batch: int,
-    seed: int,
-    vae: Path | None,
-    fabric: Any,
-    settings: dict[str, Any],
-) -> Path:
-    """Draw images, the classes in turn, into a folder of shards: the same ones on any number of processes.
-
-    Args:
-        draw: Draws states. A batch has its own generator, and the last one is drawn as if it were full.
-        out: Folder of the samples.
-        record: That of the weights.
-        n: Number of images.
-        batch: Images drawn at once.
-        seed: Of the noise.
-        vae: Folder of the autoencoder's weights, if the data are its latents.
-        fabric: The processes.
-        settings: What the index says besides.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError, FileNotFoundError: If autoencoder, folder or numbers are wrong.
-    """
-    check_positive("n", n, integer=True)
-    check_positive("batch", batch, integer=True)
-    decode = decoder(record["data"], vae, fabric.device)
-    writer = ShardWriter(out, rows=1024, prefix=f"{fabric.global_rank:04d}-")
-    for number in range(fabric.global_rank, -(-n // batch), fabric.world_size):
-        first, last = number * batch, min((number + 1) * batch, n)
-        generator = torch.Generator(fabric.device).manual_seed(seed_of(seed, number))
-        y = torch.arange(first, last, device=fabric.device) % record["data"]["classes"]
-        writer.add(image=decode(draw(batch, y, generator)), y=y, number=torch.arange(first, last))
-    writer.close()
-    fabric.barrier()
-    if fabric.is_global_zero:
-        write_index(out, {**settings, "n": n, "seed": seed, "step": record["step"]})
-    fabric.barrier()
-    return out
-
-
-def price(
-    network: nn.Module, flops: float, run: Run, *, peak: float, utilisation: float, gpus: int
-) -> dict[str, float]:
-    """What a run costs, computed and printed: parameters, FLOPs of an image's forward pass, GPU-hours, days."""
-    hours = distributed.gpu_hours(flops, run.steps * run.batch_size, peak=peak, utilisation=utilisation)
-    out = {
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "forward_flops": flops,
-        "gpu_hours": hours,
-        "days": hours / gpus / 24,
-    }
-    print("\n".join(f"{name:14s} {value:.4g}" for name, value in out.items()))
-    return out
 
 
 def drawn(record: dict[str, Any]) -> Prepare:

@@ -23,7 +23,6 @@ Under SLURM, on four such nodes (the same command goes on after a time limit, wi
         --data latents --run.out runs/ar-l --run.devices 8 --run.nodes 4
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,7 +35,7 @@ from flowlib import nets, objectives, paths, solvers
 from flowlib._checks import check_positive
 from flowlib.control import CombinedField, Term
 from flowlib.fields import Field, NetworkField
-from flowlib.recipes import _cli, _images, _smoke
+from flowlib.recipes import _cli, _images, _runs, _smoke
 from flowlib.recipes._evaluation import evaluate
 from flowlib.training import distributed
 from flowlib.training.distributed import Run
@@ -151,11 +150,7 @@ def train(config: Config, fabric: Any = None) -> distributed.Result:
         fabric=fabric,
         prepare=prepare,
         flops=_flops(network),
-        record={
-            "recipe": "imagenet_ar",
-            "config": json.loads(json.dumps(asdict(config), default=str)),
-            "data": latents.record,
-        },
+        record=_runs.label("imagenet_ar", config, latents.record),
     )
 
 
@@ -166,7 +161,7 @@ def load(weights: Path) -> tuple[nets.NextToken, dict[str, Any]]:
         FileNotFoundError: If there are no weights.
         ValueError: If they are of another recipe.
     """
-    tensors, record = _images.read_weights(weights, "imagenet_ar")
+    tensors, record = _runs.read_weights(weights, "imagenet_ar")
     network = Model(**record["config"]["model"]).build()
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False), record
@@ -235,6 +230,7 @@ def sample(
     batch: int = 64,
     seed: int = 0,
     devices: int = 1,
+    nodes: int = 1,
     vae: Path | None = None,
     fabric: Any = None,
 ) -> Path:
@@ -249,7 +245,8 @@ def sample(
         guidance: Scale of classifier-free guidance; 1 is without.
         batch: Images drawn at once.
         seed: Of the noise.
-        devices: Processes (torchrun's --nproc-per-node wins).
+        devices: Processes on a node (torchrun's --nproc-per-node wins).
+        nodes: Nodes (torchrun's --nnodes wins).
         vae: Folder of the autoencoder's weights, if the data are its latents.
         fabric: Processes that already stand, or None.
 
@@ -261,8 +258,7 @@ def sample(
     """
     check_positive("steps", steps, integer=True)
     network, record = load(weights)
-    if fabric is None:
-        fabric = distributed.connect(Run(devices=devices, batch_size=devices, micro_batch=1))
+    fabric = _runs.processes(devices, nodes, fabric)
     network = network.to(fabric.device)
 
     def draw(count: int, y: Tensor, generator: torch.Generator) -> Tensor:
@@ -270,10 +266,12 @@ def sample(
         x0 = torch.randn(shape, generator=generator, device=fabric.device)[: len(y)]
         return decode(network, x0, y, steps=steps, method=method, guidance=guidance)
 
+    pixels = _images.decoder(record["data"], vae, fabric.device)
     settings = {"weights": str(weights), "steps": steps, "method": method, "guidance": guidance}
-    return _images.write_samples(
-        draw, out, record, n=n, batch=batch, seed=seed, vae=vae, fabric=fabric, settings=settings
-    )
+    return _runs.write_samples(
+        draw, pixels, out, record, name="image", rows=1024, n=n, batch=batch, seed=seed, fabric=fabric,
+        settings=settings,
+    )  # fmt: skip
 
 
 def estimate(preset: str = "ar-l", peak: float = 989e12, utilisation: float = 0.4, gpus: int = 8) -> dict[str, float]:
@@ -291,12 +289,10 @@ def estimate(preset: str = "ar-l", peak: float = 989e12, utilisation: float = 0.
     Raises:
         ValueError: If the preset is unknown.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-    config = PRESETS[preset][1]
+    config = _runs.preset(PRESETS, preset)
     with torch.device("meta"):
         network = config.model.build()
-    return _images.price(network, _flops(network), config.run, peak=peak, utilisation=utilisation, gpus=gpus)
+    return _runs.price(network, _flops(network), config.run, peak=peak, utilisation=utilisation, gpus=gpus)
 
 
 def _flops(network: nets.NextToken) -> float:
@@ -316,11 +312,11 @@ def smoke(folder: Path) -> dict[str, float]:
         The figures of the evaluation, on features of a random network.
     """
 
-    def config(data: Path, run: Run) -> Config:
+    def config(data: Path) -> Config:
         model = Model(
             size=16, channels=3, patch=4, width=64, depth=2, heads=4, head_width=64, head_depth=2, classes=4, draws=2
         )
-        return Config(data=data, model=model, run=run)
+        return Config(data=data, model=model)
 
     return _smoke.pipeline(folder, config, train, sample)
 

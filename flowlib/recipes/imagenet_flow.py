@@ -20,7 +20,6 @@ Under SLURM, on four such nodes (the same command goes on after a time limit, wi
         --data latents --run.out runs/sit-xl-2 --run.devices 8 --run.nodes 4
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from flowlib import nets, objectives, paths, solvers
 from flowlib._checks import check_positive
 from flowlib.control import classifier_free
 from flowlib.fields import NetworkField
-from flowlib.recipes import _cli, _images, _smoke
+from flowlib.recipes import _cli, _images, _runs, _smoke
 from flowlib.recipes._evaluation import evaluate
 from flowlib.training import distributed
 from flowlib.training.distributed import Run
@@ -152,11 +151,7 @@ def train(config: Config, fabric: Any = None) -> distributed.Result:
         fabric=fabric,
         prepare=_images.drawn(latents.record),
         flops=distributed.count_flops(network, *_inputs(model)),
-        record={
-            "recipe": "imagenet_flow",
-            "config": json.loads(json.dumps(asdict(config), default=str)),
-            "data": latents.record,
-        },
+        record=_runs.label("imagenet_flow", config, latents.record),
     )
 
 
@@ -167,7 +162,7 @@ def load(weights: Path) -> tuple[NetworkField, dict[str, Any]]:
         FileNotFoundError: If there are no weights.
         ValueError: If they are of another recipe.
     """
-    tensors, record = _images.read_weights(weights, "imagenet_flow")
+    tensors, record = _runs.read_weights(weights, "imagenet_flow")
     given = record["config"]
     config = Config(model=Model(**given["model"]), path=given["path"], predicts=given["predicts"])
     network = config.model.build()
@@ -185,6 +180,7 @@ def sample(
     batch: int = 64,
     seed: int = 0,
     devices: int = 1,
+    nodes: int = 1,
     vae: Path | None = None,
     fabric: Any = None,
 ) -> Path:
@@ -199,7 +195,8 @@ def sample(
         guidance: Scale of classifier-free guidance; 1 is without.
         batch: Images drawn at once.
         seed: Of the noise.
-        devices: Processes (torchrun's --nproc-per-node wins).
+        devices: Processes on a node (torchrun's --nproc-per-node wins).
+        nodes: Nodes (torchrun's --nnodes wins).
         vae: Folder of the autoencoder's weights, if the data are its latents.
         fabric: Processes that already stand, or None.
 
@@ -211,8 +208,7 @@ def sample(
     """
     check_positive("steps", steps, integer=True)
     field_, record = load(weights)
-    if fabric is None:
-        fabric = distributed.connect(Run(devices=devices, batch_size=devices, micro_batch=1))
+    fabric = _runs.processes(devices, nodes, fabric)
     field_ = field_.to(fabric.device)
     guided = field_ if guidance == 1 else classifier_free(field_, guidance)
 
@@ -221,10 +217,12 @@ def sample(
         x0 = field_.path.sample_prior(shape, generator=generator, device=fabric.device)[: len(y)]
         return solvers.ode(guided, x0, steps=steps, method=method, keep=False, y=y).end
 
+    decode = _images.decoder(record["data"], vae, fabric.device)
     settings = {"weights": str(weights), "steps": steps, "method": method, "guidance": guidance}
-    return _images.write_samples(
-        draw, out, record, n=n, batch=batch, seed=seed, vae=vae, fabric=fabric, settings=settings
-    )
+    return _runs.write_samples(
+        draw, decode, out, record, name="image", rows=1024, n=n, batch=batch, seed=seed, fabric=fabric,
+        settings=settings,
+    )  # fmt: skip
 
 
 def estimate(
@@ -244,13 +242,11 @@ def estimate(
     Raises:
         ValueError: If the preset is unknown.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-    config = PRESETS[preset][1]
+    config = _runs.preset(PRESETS, preset)
     with torch.device("meta"):
         network = config.model.build()
     flops = distributed.count_flops(network, *_inputs(config.model))
-    return _images.price(network, flops, config.run, peak=peak, utilisation=utilisation, gpus=gpus)
+    return _runs.price(network, flops, config.run, peak=peak, utilisation=utilisation, gpus=gpus)
 
 
 def _field(config: Config, network: nn.Module) -> NetworkField:
@@ -271,9 +267,9 @@ def smoke(folder: Path) -> dict[str, float]:
         The figures of the evaluation, on features of a random network.
     """
 
-    def config(data: Path, run: Run) -> Config:
+    def config(data: Path) -> Config:
         model = Model(size=16, channels=3, patch=4, width=64, depth=2, heads=4, classes=4)
-        return Config(data=data, model=model, run=run)
+        return Config(data=data, model=model)
 
     return _smoke.pipeline(folder, config, train, sample)
 

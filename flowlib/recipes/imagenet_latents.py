@@ -24,9 +24,7 @@ import torch
 from torch import Tensor
 
 from flowlib._checks import check_positive
-from flowlib.data.shards import ShardWriter, write_index
-from flowlib.recipes import _images
-from flowlib.training import distributed
+from flowlib.recipes import _images, _runs
 
 __all__ = ["Item", "encode", "items", "main", "read"]
 
@@ -144,6 +142,7 @@ def encode(
     flips: bool = True,
     skip_bad: int = 0,
     devices: int = 1,
+    nodes: int = 1,
     fabric: Any = None,
 ) -> Path:
     """Encode a data set of images into a folder of shards.
@@ -155,8 +154,9 @@ def encode(
         size: Height and width of the images, in pixels.
         batch: Images encoded at once.
         flips: Store each image's mirror image as well.
-        skip_bad: How many images that cannot be read are left out before the run stops.
-        devices: Processes (torchrun's --nproc-per-node wins).
+        skip_bad: How many images that cannot be read each process leaves out before it stops.
+        devices: Processes on a node (torchrun's --nproc-per-node wins).
+        nodes: Nodes (torchrun's --nnodes wins).
         fabric: Processes that already stand, or None.
 
     Returns:
@@ -168,15 +168,13 @@ def encode(
     check_positive("size", size, integer=True)
     check_positive("batch", batch, integer=True)
     found, names = items(images)
-    if fabric is None:
-        fabric = distributed.connect(distributed.Run(devices=devices, batch_size=devices, micro_batch=1))
+    fabric = _runs.processes(devices, nodes, fabric)
     model = _images.autoencoder(vae, fabric.device) if vae is not None else None
-    writer = ShardWriter(out, rows=4096, prefix=f"{fabric.global_rank:04d}-")
+    writer = _runs.writer(out, 4096, fabric)
     bad: list[str] = []
-    first, last = (len(found) * (fabric.global_rank + k) // fabric.world_size for k in (0, 1))
-    mine = found[first:last]  # neighbours, so that the rows have one order for any number of processes
+    mine = _runs.part(found, fabric)
     total = torch.zeros(3, dtype=torch.float64)
-    shape: list[int] = []
+    shapes: list[list[int]] = []
     for start in range(0, len(mine), batch):
         pixels, labels = [], []
         for item in mine[start : start + batch]:
@@ -196,25 +194,22 @@ def encode(
         latent = x if model is None else _moments(model, x.to(fabric.device))
         part = latent if model is None else latent.chunk(2, 1)[0]
         total += torch.tensor([part.numel(), part.double().sum(), part.double().square().sum()])
-        shape = list(part.shape[1:])
+        shapes = [list(part.shape[1:])]
         writer.add(latent=latent.half().cpu(), y=y)
-    writer.close()
-    fabric.barrier()
+    bad = _runs.together(bad, fabric)
     count, first, second = fabric.all_reduce(total.to(fabric.device), reduce_op="sum").tolist()
-    if fabric.is_global_zero:
-        deviation = (second / count - (first / count) ** 2) ** 0.5
-        given = getattr(model.config, "scaling_factor", None) if model is not None else 1.0
-        write_index(
-            out,
-            {
-                "shape": shape, "classes": len(names), "names": names, "moments": model is not None, "pixels": size,
-                "shift": getattr(getattr(model, "config", None), "shift_factor", None) or 0.0,
-                "scale": given or 1 / deviation, "measured_deviation": deviation, "flips": flips,
-                "vae": str(vae) if vae is not None else None, "left_out": bad,
-            },
-        )  # fmt: skip
-    fabric.barrier()
-    return out
+    if not count:
+        raise ValueError(f"images {images} has no image that can be used: {bad[0]}")
+    deviation = (second / count - (first / count) ** 2) ** 0.5
+    given = getattr(model.config, "scaling_factor", None) if model is not None else 1.0
+    record = {
+        "shape": _runs.together(shapes, fabric)[0], "classes": len(names), "names": names,
+        "moments": model is not None, "pixels": size,
+        "shift": getattr(getattr(model, "config", None), "shift_factor", None) or 0.0,
+        "scale": given or 1 / deviation, "measured_deviation": deviation, "flips": flips,
+        "vae": str(vae) if vae is not None else None, "left_out": bad,
+    }  # fmt: skip
+    return _runs.finish(writer, record, fabric)
 
 
 def _moments(model: Any, x: Tensor) -> Tensor:

@@ -21,128 +21,30 @@ Under SLURM, on four such nodes (the same command goes on after a time limit, wi
         --data clips --run.out runs/clips-64 --run.devices 8 --run.nodes 4
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from flowlib import nets, objectives, paths
+from flowlib import objectives, paths
 from flowlib._checks import check_positive
 from flowlib.control import classifier_free
-from flowlib.data.shards import Shards, ShardWriter, write_index
+from flowlib.data.shards import Shards
 from flowlib.fields import NetworkField
 from flowlib.kernels import visible_pairs
 from flowlib.objectives.times import Times, TimeSampler
-from flowlib.recipes import _cli, _clips, _images
+from flowlib.recipes import _cli, _clips, _runs
 from flowlib.recipes._clip_evaluation import evaluate
 from flowlib.recipes._clips import clips
+from flowlib.recipes._video_presets import PRESETS, Config, Model
 from flowlib.training import distributed
-from flowlib.training.distributed import Prepare, Run
-from flowlib.training.randomness import seed_of
+from flowlib.training.distributed import Prepare
 from flowlib.video import rollout
 
 __all__ = ["PRESETS", "Config", "Model", "clips", "estimate", "evaluate", "load", "main", "sample", "smoke", "train"]
-
-
-@dataclass(frozen=True)
-class Model:
-    """The causal video transformer.
-
-    Attributes:
-        frames: Frames of a training clip.
-        height: Of a frame.
-        wide: Width of a frame.
-        channels: Channels of a frame.
-        patch: Side of a token.
-        width: Size of a token's vector.
-        depth: Number of blocks.
-        heads: Attention heads.
-        classes: Number of classes of clips; None ignores labels.
-        window: Frames that a frame sees, its own included; None for all.
-        sink: First frames, which every frame sees.
-    """
-
-    frames: int = 16
-    height: int = 64
-    wide: int = 64
-    channels: int = 3
-    patch: int = 4
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    classes: int | None = None
-    window: int | None = None
-    sink: int = 0
-
-    def build(self) -> nets.VideoDiT:
-        """The network, with torch's global generator."""
-        given = asdict(self)
-        return nets.VideoDiT(size=(given.pop("height"), given.pop("wide")), **given)
-
-    @property
-    def shape(self) -> list[int]:
-        """Of a clip."""
-        return [self.frames, self.channels, self.height, self.wide]
-
-
-@dataclass(frozen=True)
-class Config:
-    """What is trained, on what, and how.
-
-    Attributes:
-        data: Folder of clips, written by the command clips.
-        model: The network.
-        forcing: What a noisy frame sees of the past: clean frames (teacher), or frames with times of their own
-            (diffusion).
-        shift: Times are uniform after sigma <- s sigma / (1 + (s - 1) sigma): above 1, more of them at high noise.
-        drop_condition: Share of labels hidden from the network, for classifier-free guidance.
-        run: Length, batch (of clips), optimiser, processes.
-    """
-
-    data: Path = Path("data/clips")
-    model: Model = field(default_factory=Model)
-    forcing: Literal["teacher", "diffusion"] = "teacher"
-    shift: float = 1.0
-    drop_condition: float = 0.1
-    run: Run = field(default_factory=Run)
-
-    def __post_init__(self) -> None:
-        check_positive("shift", self.shift)
-
-
-_WAN = Model(frames=21, height=60, wide=104, channels=16, patch=2, width=1536, depth=30, heads=12)
-
-
-def _wan(name: str, forcing: Literal["teacher", "diffusion"]) -> Config:
-    run = Run(
-        out=Path(f"runs/{name}"), steps=10_000, batch_size=64, micro_batch=1, weight_decay=0.01, clip=10.0,
-        checkpoint_activations=True, strategy="fsdp", save_every=500,
-    )  # fmt: skip
-    return Config(data=Path("data/wan-latents"), model=_WAN, forcing=forcing, shift=5.0, run=run)
-
-
-PRESETS: dict[str, tuple[str, Config]] = {
-    "clips-64": (
-        "16 frames of 64 x 64 pixels, width 768, depth 12, teacher forcing",
-        Config(run=Run(out=Path("runs/clips-64"), steps=200_000, batch_size=64, micro_batch=8)),
-    ),
-    "clips-64-diffusion": (
-        "the same by diffusion forcing",
-        Config(
-            forcing="diffusion",
-            run=Run(out=Path("runs/clips-64-diffusion"), steps=200_000, batch_size=64, micro_batch=8),
-        ),
-    ),
-    "wan-1.3b": ("size and schedule of stage 1 of Causal Forcing++, teacher forcing", _wan("wan-1.3b", "teacher")),
-    "wan-1.3b-diffusion": ("the same by diffusion forcing", _wan("wan-1.3b-diffusion", "diffusion")),
-}
-"""`wan-*`: 81 frames of 832 x 480 pixels as 21 latents of 16 x 60 x 104, width 1536, depth 30, 12 heads, batch 64,
-shift 5, clip 10, 10 000 steps. The paper starts from pretrained weights with learning rate 2e-6 and text as condition;
-this network is trained from its own start, with 1e-4, and knows classes only."""
 
 
 def train(config: Config, fabric: Any = None) -> distributed.Result:
@@ -178,11 +80,7 @@ def train(config: Config, fabric: Any = None) -> distributed.Result:
         fabric=fabric,
         prepare=_rows(config),
         flops=_flops(config),
-        record={
-            "recipe": "video_flow",
-            "config": json.loads(json.dumps(asdict(config), default=str)),
-            "data": data.record,
-        },
+        record=_runs.label("video_flow", config, data.record),
     )
 
 
@@ -236,7 +134,7 @@ def load(weights: Path, window: int | None = None, sink: int | None = None) -> t
         FileNotFoundError: If there are no weights.
         ValueError: If they are of another recipe.
     """
-    tensors, record = _images.read_weights(weights, "video_flow")
+    tensors, record = _runs.read_weights(weights, "video_flow")
     model = Model(**record["config"]["model"])
     changes = {"window": window, "sink": sink}
     network = replace(model, **{name: value for name, value in changes.items() if value is not None}).build()
@@ -258,6 +156,7 @@ def sample(
     videos: int = 0,
     seed: int = 0,
     devices: int = 1,
+    nodes: int = 1,
     vae: Path | None = None,
     fabric: Any = None,
 ) -> Path:
@@ -276,7 +175,8 @@ def sample(
         batch: Clips drawn at once.
         videos: So many of the first clips are also written as .mp4 files.
         seed: Of the noise.
-        devices: Processes (torchrun's --nproc-per-node wins).
+        devices: Processes on a node (torchrun's --nproc-per-node wins).
+        nodes: Nodes (torchrun's --nnodes wins).
         vae: Folder of the autoencoder's weights, if the data are its latents.
         fabric: Processes that already stand, or None.
 
@@ -286,47 +186,41 @@ def sample(
     Raises:
         ValueError, FileNotFoundError: If weights, folder or numbers are wrong.
     """
-    for name, value in (("n", n), ("steps", steps), ("batch", batch)):
-        check_positive(name, value, integer=True)
+    check_positive("steps", steps, integer=True)
     field_, record = load(weights, window=window, sink=sink)
     model = Model(**record["config"]["model"])
     length = model.frames if frames is None else frames
     check_positive("frames", length, integer=True)
     if guidance != 1 and model.classes is None:
         raise ValueError(f"guidance must be 1 for a network without classes, got {guidance}")
-    if fabric is None:
-        fabric = distributed.connect(Run(devices=devices, batch_size=devices, micro_batch=1))
+    fabric = _runs.processes(devices, nodes, fabric)
     decode = _clips.decoder(record["data"], vae, fabric.device)
     field_ = field_.to(fabric.device)
     grid = _shift(torch.linspace(0, 1, steps + 1, device=fabric.device), record["config"]["shift"])
-    writer = ShardWriter(out, rows=64, prefix=f"{fabric.global_rank:04d}-")
-    for number in range(fabric.global_rank, -(-n // batch), fabric.world_size):
-        first, last = number * batch, min((number + 1) * batch, n)
-        generator = torch.Generator(fabric.device).manual_seed(seed_of(seed, number))
-        x0 = torch.randn(batch, length, *model.shape[1:], generator=generator, device=fabric.device)[: last - first]
-        y = torch.arange(first, last, device=fabric.device) % record["data"]["classes"]
-        x1 = rollout(
+
+    def draw(count: int, y: Tensor, generator: torch.Generator) -> Tensor:
+        shape = (count, length, *model.shape[1:])
+        return rollout(
             field_,
-            x0,
+            torch.randn(shape, generator=generator, device=fabric.device)[: len(y)],
             times=grid,
             method=method,
             y=y if model.classes is not None else None,
             guide=(lambda own: classifier_free(own, guidance)) if guidance != 1 else None,
         )
-        clip = decode(x1)
-        writer.add(clip=clip, y=y, number=torch.arange(first, last))
-        for place in range(first, min(last, videos)):
+
+    def show(first: int, clip: Tensor) -> None:
+        for place in range(first, min(first + len(clip), videos)):
             _clips.write(out / f"{place:06d}.mp4", clip[place - first].cpu(), record["data"]["fps"])
-    writer.close()
-    fabric.barrier()
-    if fabric.is_global_zero:
-        settings = {
-            "weights": str(weights), "n": n, "frames": length, "steps": steps, "method": method,
-            "guidance": guidance, "window": window, "sink": sink, "seed": seed,
-        }  # fmt: skip
-        write_index(out, {**settings, "step": record["step"]})
-    fabric.barrier()
-    return out
+
+    settings = {
+        "weights": str(weights), "frames": length, "steps": steps, "method": method,
+        "guidance": guidance, "window": window, "sink": sink,
+    }  # fmt: skip
+    return _runs.write_samples(
+        draw, decode, out, record, name="clip", rows=64, n=n, batch=batch, seed=seed, fabric=fabric,
+        settings=settings, show=show,
+    )  # fmt: skip
 
 
 def estimate(
@@ -347,22 +241,19 @@ def estimate(
     Raises:
         ValueError: If the preset is unknown.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-    config = PRESETS[preset][1]
-    model, flops = config.model, _flops(config)
+    config = _runs.preset(PRESETS, preset)
+    model = config.model
     with torch.device("meta"):
         network = model.build()
-    hours = distributed.gpu_hours(flops, config.run.steps * config.run.batch_size, peak=peak, utilisation=utilisation)
-    out = {
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "forward_flops": flops,
-        "gpu_hours": hours,
-        "days": hours / gpus / 24,
-        "cache_bytes_a_frame": 4 * model.depth * model.width * network.backbone.frame,
-    }
-    print("\n".join(f"{name:19s} {value:.4g}" for name, value in out.items()))
-    return out
+    return _runs.price(
+        network,
+        _flops(config),
+        config.run,
+        peak=peak,
+        utilisation=utilisation,
+        gpus=gpus,
+        cache_bytes_a_frame=4 * model.depth * model.width * network.backbone.frame,
+    )
 
 
 def _flops(config: Config) -> float:
@@ -388,28 +279,26 @@ def smoke(folder: Path) -> dict[str, float]:
     Returns:
         The figures of the evaluation, on features of a random network.
     """
-    run = Run(
-        out=folder / "run", steps=8, batch_size=8, micro_batch=2, lr=1e-3, ema=0.9, precision="fp32",
-        accelerator="cpu", workers=0, save_every=4, log_every=2,
+
+    def make(fabric: Any) -> Config:
+        _clips.make_up(folder, fabric)
+        data = clips(
+            folder / "videos", folder / "clips", frames=6, fps=8, height=16, width=16, per_video=2, fabric=fabric
+        )
+        return Config(
+            data=data, model=Model(frames=6, height=16, wide=16, patch=8, width=32, depth=2, heads=2, classes=2)
+        )
+
+    return _runs.smoke(
+        _runs.smoke_settings(folder, steps=8, batch_size=8, micro_batch=2, save_every=4, log_every=2),
+        make,
+        train,
+        lambda weights, fabric: sample(
+            weights, folder / "samples", n=12, frames=9, steps=4, guidance=1.5, window=3, sink=1, videos=2,
+            fabric=fabric,
+        ),
+        lambda samples: evaluate(samples, folder / "clips", features="random"),
     )  # fmt: skip
-    fabric = distributed.connect(run)
-    _clips.make_up(folder, fabric)
-    data = clips(folder / "videos", folder / "clips", frames=6, fps=8, height=16, width=16, per_video=2, fabric=fabric)
-    model = Model(frames=6, height=16, wide=16, patch=8, width=32, depth=2, heads=2, classes=2)
-    config = Config(data=data, model=model, run=run)
-    train(replace(config, run=replace(run, steps=4)), fabric)
-    result = train(config, fabric)  # goes on from the fourth step
-    if result.weights is None:
-        raise RuntimeError(f"the run stopped at step {result.step}")
-    samples = sample(
-        result.weights, folder / "samples", n=12, frames=9, steps=4, guidance=1.5, window=3, sink=1, videos=2,
-        fabric=fabric,
-    )  # fmt: skip
-    figures = {}
-    if fabric.is_global_zero:
-        figures = evaluate(samples, data, features="random")
-    fabric.barrier()
-    return figures
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

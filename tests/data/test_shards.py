@@ -115,6 +115,9 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         writer.close()
     monkeypatch.undo()
     writer.close()
+    with pytest.raises(FileExistsError, match="already holds shards"):  # of a call that did not finish
+        ShardWriter(tmp_path, 4)
+    ShardWriter(tmp_path, 4, prefix="another-")
     write_index(tmp_path, {})
     with pytest.raises(IndexError, match=r"index must lie in 0\.\.1, got 2"):
         Shards(tmp_path).__getitems__([2])

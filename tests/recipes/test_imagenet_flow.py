@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -222,6 +223,26 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         assert text in shown
 
 
+@pytest.mark.slow
+def test_what_two_processes_leave_out_is_in_one_record(images: Path, tmp_path: Path) -> None:
+    """One bad image at each end of the order, so that either process meets one."""
+    shutil.copytree(images, tmp_path / "set")
+    for name in ("bar/!first", "square/zlast"):
+        (tmp_path / "set" / f"{name}.png").write_bytes(b"not a picture")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "flowlib.recipes.imagenet_latents", "--images", str(tmp_path / "set"), "--size", "16"]
+    command += ["--out", str(tmp_path / "out"), "--skip-bad", "1"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    out = Shards(tmp_path / "out")
+    first, last = out.record["left_out"]
+    assert "!first" in first
+    assert "zlast" in last
+    assert (len(out), out.record["shape"]) == (2 * 96, [3, 16, 16])
+
+
 @pytest.mark.bad_input
 def test_bad_images_are_named_before_work_is_lost(images: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a folder"):
@@ -242,6 +263,15 @@ def test_bad_images_are_named_before_work_is_lost(images: Path, tmp_path: Path) 
     out = encode(tmp_path / "set", tmp_path / "out", size=16, skip_bad=2, flips=False)
     assert len(Shards(out)) == 4
     assert len(Shards(out).record["left_out"]) == 2
+    (out / "index.json").unlink()  # as if the call had been interrupted
+    (out / "0000-000000.safetensors").rename(out / "0005-000000.safetensors")  # in one of its other processes
+    with pytest.raises(FileExistsError, match="shards of a call that did not finish"):
+        encode(tmp_path / "set", out, size=16, skip_bad=2)
+    Image.new("RGB", (8, 8)).save(tmp_path / "few.png")
+    (tmp_path / "none" / "cat").mkdir(parents=True)
+    (tmp_path / "few.png").rename(tmp_path / "none" / "cat" / "few.png")
+    with pytest.raises(ValueError, match=r"has no image that can be used: .*few\.png is 8x8"):
+        encode(tmp_path / "none", tmp_path / "no", size=16, skip_bad=1)
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "0.tar").write_bytes(b"x" * 1000)
     with pytest.raises(ValueError, match=r"0\.tar is damaged"):

@@ -16,7 +16,7 @@ from flowlib import kernels, metrics
 from flowlib.data.shards import Shards, ShardWriter, write_index
 from flowlib.recipes import _clip_evaluation, _clips, _evaluation, video_flow
 from flowlib.training import distributed
-from flowlib.training.distributed import read_log
+from flowlib.training.distributed import Run, read_log
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,7 +110,7 @@ def test_cache_bytes_are_those_of_a_cache() -> None:
 def test_both_kinds_of_forcing_train_through_the_same_objective(one: Path, tmp_path: Path, forcing: str) -> None:
     """Without labels, with shifted times, a window and recomputed activations."""
     model = video_flow.Model(frames=6, height=16, wide=16, patch=8, width=16, depth=1, heads=2, window=2, sink=1)
-    run = video_flow.Run(
+    run = Run(
         out=tmp_path / "run", steps=2, batch_size=4, micro_batch=4, precision="fp32", accelerator="cpu", workers=0,
         checkpoint_activations=True,
     )  # fmt: skip
@@ -267,12 +267,12 @@ def test_bad_input(one: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shift"):
         video_flow.Config(shift=0)
     other = video_flow.Model(frames=6, height=16, wide=16, patch=8, width=16, depth=1, heads=2)
-    run = video_flow.Run(
+    run = Run(
         out=one / "run", steps=9, batch_size=8, micro_batch=2, lr=1e-3, ema=0.9, precision="fp32", accelerator="cpu"
     )
     with pytest.raises(ValueError, match="network"):  # of another model
         video_flow.train(video_flow.Config(one / "clips", other, run=run))
-    run = video_flow.Run(batch_size=6, micro_batch=2, accelerator="cpu", precision="fp32")
+    run = Run(batch_size=6, micro_batch=2, accelerator="cpu", precision="fp32")
     with pytest.raises(ValueError, match="do not share 3 micro-batches evenly"):
         _connect_two(run)
     weights = one / "run" / "weights.safetensors"
