@@ -48,5 +48,5 @@ def main(
             config = tyro.extras.overridable_config_cli(dict(presets), args=given[1:], description=description)
             return commands["train"](config)
         return tyro.extras.subcommand_cli_from_dict(dict(commands), args=given, description=description)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error

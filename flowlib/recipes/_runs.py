@@ -112,7 +112,7 @@ def write_samples(
     *,
     name: str,
     rows: int,
-    n: int,
+    count: int,
     batch: int,
     seed: int,
     fabric: Any,
@@ -128,7 +128,7 @@ def write_samples(
         record: That of the weights.
         name: Of the stored field.
         rows: Of a shard.
-        n: Number of samples.
+        count: Number of samples.
         batch: Samples drawn at once.
         seed: Of the noise.
         fabric: The processes.
@@ -140,19 +140,23 @@ def write_samples(
 
     Raises:
         ValueError, FileExistsError: If folder or numbers are wrong.
+        FloatingPointError: If a sample is not finite.
     """
-    check_positive("n", n, integer=True)
+    check_positive("count", count, integer=True)
     check_positive("batch", batch, integer=True)
     shards = writer(out, rows, fabric)
-    for number in range(fabric.global_rank, -(-n // batch), fabric.world_size):
-        first, last = number * batch, min((number + 1) * batch, n)
+    for number in range(fabric.global_rank, -(-count // batch), fabric.world_size):
+        first, last = number * batch, min((number + 1) * batch, count)
         generator = torch.Generator(fabric.device).manual_seed(seed_of(seed, number))
         y = torch.arange(first, last, device=fabric.device) % record["data"]["classes"]
-        stored = decode(draw(batch, y, generator))
+        x = draw(batch, y, generator)
+        if not x.isfinite().all():
+            raise FloatingPointError(f"samples {first} to {last - 1} are not finite: more steps, or less guidance")
+        stored = decode(x)
         shards.add(**{name: stored}, y=y, number=torch.arange(first, last))
         if show is not None:
             show(first, stored)
-    return finish(shards, {**settings, "n": n, "seed": seed, "step": record["step"]}, fabric)
+    return finish(shards, {**settings, "count": count, "seed": seed, "step": record["step"]}, fabric)
 
 
 def preset(presets: Mapping[str, tuple[str, T]], name: str) -> T:

@@ -39,7 +39,7 @@ def pipeline(
         make,
         train,
         lambda weights, fabric: sample(
-            weights, folder / "samples", n=48, steps=4, guidance=1.5, batch=16, fabric=fabric
+            weights, folder / "samples", count=48, steps=4, guidance=1.5, batch=16, fabric=fabric
         ),
         lambda samples: evaluate(samples, images, features="random", size=16),
     )

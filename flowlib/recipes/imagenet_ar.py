@@ -223,7 +223,7 @@ def decode(
 def sample(
     weights: Path,
     out: Path,
-    n: int = 50_000,
+    count: int = 50_000,
     steps: int = 25,
     method: Literal["euler", "midpoint", "heun", "rk4"] = "heun",
     guidance: float = 1.5,
@@ -239,7 +239,7 @@ def sample(
     Args:
         weights: The file a finished run wrote, `weights.safetensors`.
         out: Folder of the samples.
-        n: Number of images.
+        count: Number of images.
         steps: Solver steps a token.
         method: Solver.
         guidance: Scale of classifier-free guidance; 1 is without.
@@ -261,15 +261,15 @@ def sample(
     fabric = _runs.processes(devices, nodes, fabric)
     network = network.to(fabric.device)
 
-    def draw(count: int, y: Tensor, generator: torch.Generator) -> Tensor:
-        shape = (count, network.tokens, *network.event)
+    def draw(size: int, y: Tensor, generator: torch.Generator) -> Tensor:
+        shape = (size, network.tokens, *network.event)
         x0 = torch.randn(shape, generator=generator, device=fabric.device)[: len(y)]
         return decode(network, x0, y, steps=steps, method=method, guidance=guidance)
 
     pixels = _images.decoder(record["data"], vae, fabric.device)
     settings = {"weights": str(weights), "steps": steps, "method": method, "guidance": guidance}
     return _runs.write_samples(
-        draw, pixels, out, record, name="image", rows=1024, n=n, batch=batch, seed=seed, fabric=fabric,
+        draw, pixels, out, record, name="image", rows=1024, count=count, batch=batch, seed=seed, fabric=fabric,
         settings=settings,
     )  # fmt: skip
 

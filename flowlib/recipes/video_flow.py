@@ -145,7 +145,7 @@ def load(weights: Path, window: int | None = None, sink: int | None = None) -> t
 def sample(
     weights: Path,
     out: Path,
-    n: int = 256,
+    count: int = 256,
     frames: int | None = None,
     steps: int = 20,
     method: Literal["euler", "midpoint", "heun", "rk4"] = "heun",
@@ -165,7 +165,7 @@ def sample(
     Args:
         weights: The file a finished run wrote, `weights.safetensors`.
         out: Folder of the samples.
-        n: Number of clips.
+        count: Number of clips.
         frames: Their length; None is that of the training. Longer ones should have a window.
         steps: Solver steps a frame.
         method: Solver.
@@ -198,8 +198,8 @@ def sample(
     field_ = field_.to(fabric.device)
     grid = _shift(torch.linspace(0, 1, steps + 1, device=fabric.device), record["config"]["shift"])
 
-    def draw(count: int, y: Tensor, generator: torch.Generator) -> Tensor:
-        shape = (count, length, *model.shape[1:])
+    def draw(size: int, y: Tensor, generator: torch.Generator) -> Tensor:
+        shape = (size, length, *model.shape[1:])
         return rollout(
             field_,
             torch.randn(shape, generator=generator, device=fabric.device)[: len(y)],
@@ -218,7 +218,7 @@ def sample(
         "guidance": guidance, "window": window, "sink": sink,
     }  # fmt: skip
     return _runs.write_samples(
-        draw, decode, out, record, name="clip", rows=64, n=n, batch=batch, seed=seed, fabric=fabric,
+        draw, decode, out, record, name="clip", rows=64, count=count, batch=batch, seed=seed, fabric=fabric,
         settings=settings, show=show,
     )  # fmt: skip
 
@@ -294,7 +294,7 @@ def smoke(folder: Path) -> dict[str, float]:
         make,
         train,
         lambda weights, fabric: sample(
-            weights, folder / "samples", n=12, frames=9, steps=4, guidance=1.5, window=3, sink=1, videos=2,
+            weights, folder / "samples", count=12, frames=9, steps=4, guidance=1.5, window=3, sink=1, videos=2,
             fabric=fabric,
         ),
         lambda samples: evaluate(samples, folder / "clips", features="random"),

@@ -154,8 +154,8 @@ def test_bad_input(one: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="preset must be one of ar-b, ar-l, ar-h"):
         imagenet_ar.estimate("ar-xl")
     weights = one / "run" / "weights.safetensors"
-    with pytest.raises(ValueError, match=r"n must .*0"):
-        imagenet_ar.sample(weights, tmp_path / "out", n=0)
+    with pytest.raises(ValueError, match=r"count must .*0"):
+        imagenet_ar.sample(weights, tmp_path / "out", count=0)
     record = json.loads((one / "run" / "weights.json").read_text())
     (tmp_path / "weights.safetensors").write_bytes(weights.read_bytes())
     (tmp_path / "weights.json").write_text(json.dumps({**record, "recipe": "imagenet_flow"}))

@@ -106,7 +106,7 @@ def test_diffusion_and_score_variants_train_and_sample_through_the_same_field(
     config = imagenet_flow.Config(one / "latents", model, path, predicts, "logit_normal", run=run)
     result = imagenet_flow.train(config)
     assert result.weights is not None
-    out = imagenet_flow.sample(result.weights, tmp_path / "samples", n=3, steps=2, method="euler", batch=2)
+    out = imagenet_flow.sample(result.weights, tmp_path / "samples", count=3, steps=2, batch=2)
     assert Shards(out).__getitems__([0, 1, 2])["image"].shape == (3, 3, 16, 16)
 
 

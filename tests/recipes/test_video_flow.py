@@ -117,7 +117,7 @@ def test_both_kinds_of_forcing_train_through_the_same_objective(one: Path, tmp_p
     config = video_flow.Config(one / "clips", model, forcing, shift=5.0, run=run)
     result = video_flow.train(config)
     assert result.weights is not None
-    out = video_flow.sample(result.weights, tmp_path / "samples", n=3, steps=2, method="euler", batch=2)
+    out = video_flow.sample(result.weights, tmp_path / "samples", count=3, steps=2, method="euler", batch=2)
     assert Shards(out).__getitems__([0, 1, 2])["clip"].shape == (3, 6, 3, 16, 16)
 
 
