@@ -13,16 +13,9 @@ from flowlib.control.inversion import (
     toward_noise,
     transport_schedule,
 )
+from flowlib.control.losses import edit_loss, least_squares, loss_gradient
 from flowlib.control.particles import tilted
-from flowlib.control.steering import (
-    backpropagated,
-    data_jacobian,
-    edit_loss,
-    least_squares,
-    loss_gradient,
-    optimise_start,
-    steered,
-)
+from flowlib.control.steering import backpropagated, data_jacobian, optimise_start, steered
 
 __all__ = [
     "CombinedField",
