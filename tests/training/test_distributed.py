@@ -151,6 +151,15 @@ def test_activation_checkpoints_do_not_change_the_run(reference: Path, tmp_path:
     assert_same_run(reference, tmp_path, 1e-6)
 
 
+@pytest.mark.slow
+def test_a_compiled_network_is_one_graph_and_the_run_is_the_same(reference: Path, tmp_path: Path) -> None:
+    """The graph runs as it was traced: generating code for it would take half a minute."""
+    done = launch({"out": str(tmp_path), "compile": True, "action": "trace"}, processes=1)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"step": 12, "finished": True, "graphs": 1}
+    assert_same_run(reference, tmp_path, 1e-6)
+
+
 def test_bf16_follows_fp32(reference: Path, tmp_path: Path) -> None:
     worker.run({"out": str(tmp_path), "precision": "bf16"})
     a, b = (torch.tensor(read_log(out)["loss"]) for out in (reference, tmp_path))
