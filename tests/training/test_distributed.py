@@ -105,6 +105,25 @@ def test_half_a_checkpoint_is_not_looked_at(reference: Path, tmp_path: Path) -> 
     assert_same_run(reference, tmp_path, 0.0)
 
 
+def test_activation_checkpoints_are_gone_after_training(tmp_path: Path) -> None:
+    """Each block runs once in a forward and backward pass again; in training it ran twice."""
+    network, calls = nets.DiT(width=32, depth=2, heads=2, classes=10), []
+    for block in network.blocks:
+        block.attention.register_forward_hook(lambda *_: calls.append(1))
+    settings = Run(**{**worker.DEFAULTS, "out": tmp_path, "steps": 1, "checkpoint_activations": True})
+    objective = worker.objectives.flow_matching
+    distributed.train(
+        network,
+        lambda net: objective(worker.fields.NetworkField(net, worker.paths.linear())),
+        worker.Digits(None, 0),
+        settings,
+    )
+    assert len(calls) == 2 * 2 * settings.micro_batches
+    calls.clear()
+    network(torch.zeros(1, 1, 8, 8), torch.zeros(1), y=torch.zeros(1, dtype=torch.long)).sum().backward()
+    assert len(calls) == 2
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     worker.run({"out": str(tmp_path), "save_every": 2, "keep": 3, "steps": 8})
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
