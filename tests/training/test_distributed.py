@@ -60,11 +60,14 @@ def test_two_processes_and_sharded_weights_give_the_curve_of_one_process(referen
     done = launch(
         {"out": str(tmp_path / "ddp")},
         {"out": str(tmp_path / "fsdp"), "strategy": "fsdp", "checkpoint_activations": True},
+        {"out": str(tmp_path / "bf16"), "strategy": "fsdp", "precision": "bf16"},
         processes=2,
     )
     assert done.returncode == 0, done.stderr
     for strategy in ("ddp", "fsdp"):
         assert_same_run(reference, tmp_path / strategy, 1e-5)
+    exact, rounded = (torch.tensor(read_log(out)["loss"]) for out in (reference, tmp_path / "bf16"))
+    assert 0 < float((exact - rounded).abs().max()) < 0.02 * float(exact.mean())
     assert max(read_log(reference)["loss"]) > 1.1 * min(read_log(reference)["loss"])  # the steps differ
 
 
