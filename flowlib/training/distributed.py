@@ -223,6 +223,9 @@ def train(
                 break
     log.close()
     network.eval()
+    if run.checkpoint_activations:
+        for block in blocks:
+            del block.forward  # its class's own is left: a second call must not wrap it twice
     finished = step >= run.steps
     weights = sharded.export(fabric, run.out, average.state, {"step": step, **(record or {})}) if finished else None
     if fabric.is_global_zero and not finished:

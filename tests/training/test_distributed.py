@@ -60,11 +60,14 @@ def test_two_processes_and_sharded_weights_give_the_curve_of_one_process(referen
     done = launch(
         {"out": str(tmp_path / "ddp")},
         {"out": str(tmp_path / "fsdp"), "strategy": "fsdp", "checkpoint_activations": True},
+        {"out": str(tmp_path / "bf16"), "strategy": "fsdp", "precision": "bf16"},
         processes=2,
     )
     assert done.returncode == 0, done.stderr
     for strategy in ("ddp", "fsdp"):
         assert_same_run(reference, tmp_path / strategy, 1e-5)
+    exact, rounded = (torch.tensor(read_log(out)["loss"]) for out in (reference, tmp_path / "bf16"))
+    assert 0 < float((exact - rounded).abs().max()) < 0.02 * float(exact.mean())
     assert max(read_log(reference)["loss"]) > 1.1 * min(read_log(reference)["loss"])  # the steps differ
 
 
@@ -103,6 +106,25 @@ def test_half_a_checkpoint_is_not_looked_at(reference: Path, tmp_path: Path) -> 
     (tmp_path / "checkpoints" / ".step-000000009.part").mkdir(parents=True)
     worker.run({"out": str(tmp_path)})
     assert_same_run(reference, tmp_path, 0.0)
+
+
+def test_activation_checkpoints_are_gone_after_training(tmp_path: Path) -> None:
+    """Each block runs once in a forward and backward pass again; in training it ran twice."""
+    network, calls = nets.DiT(width=32, depth=2, heads=2, classes=10), []
+    for block in network.blocks:
+        block.attention.register_forward_hook(lambda *_: calls.append(1))
+    settings = Run(**{**worker.DEFAULTS, "out": tmp_path, "steps": 1, "checkpoint_activations": True})
+    objective = worker.objectives.flow_matching
+    distributed.train(
+        network,
+        lambda net: objective(worker.fields.NetworkField(net, worker.paths.linear())),
+        worker.Digits(None, 0),
+        settings,
+    )
+    assert len(calls) == 2 * 2 * settings.micro_batches
+    calls.clear()
+    network(torch.zeros(1, 1, 8, 8), torch.zeros(1), y=torch.zeros(1, dtype=torch.long)).sum().backward()
+    assert len(calls) == 2
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
