@@ -8,11 +8,11 @@ $$ h = x + \delta\odot u, \qquad y = \frac{h - \mu(h)}{\sqrt{\operatorname{var}(
 with mean and variance over the features of one token (Peebles and Xie, 2023; layer norm without its own weights).
 `h` is the new residual stream and `y` the input of the next branch.
 
-**Roofline.** A token of $W$ features costs about $12 W$ operations. Written out, the four steps move it through memory
-ten times; fused, the kernel reads $x, u$ and writes $h, y$: $4W$ numbers, $8W$ bytes in bfloat16, 1.5 operations a
-byte. A GPU offers some ten times more float32 operations a byte, so memory is the limit, and the best possible time is
-$8BTW$ bytes over the copy bandwidth. The backward pass reads $h, u$ and two gradients and writes two: $12BTW$ bytes. It
-recomputes $\mu$ and the variance: a row is in registers anyway.
+**Roofline.** A token of $W$ features costs about $12 W$ operations. One operation at a time (product, sum, norm, scale,
+shift) moves $11W$ numbers; fused, the kernel reads $x, u$ and writes $h, y$: $4W$ numbers, $8W$ bytes in bfloat16, 1.5
+operations a byte. A GPU issues 7 (H200) to 10 (H100) float32 instructions a byte, so memory is the limit, and the best
+possible time is $8BTW$ bytes over the copy bandwidth. The backward pass reads $h, u$ and two gradients and writes two:
+$12BTW$ bytes. It recomputes $\mu$ and the variance: a row is in registers anyway.
 """
 
 import torch

@@ -10,12 +10,12 @@ running maximum and a running sum make the softmax exact, and only the logarithm
 for the backward pass, which makes the weights again. Tiles of keys that no query of the tile sees are never loaded: a
 tile of queries reads its window, and the sink where the window does not cover it.
 
-**Roofline.** With $D$ features a head, a pair costs $4D$ operations forward and $10D$ backward (two more products make
-the weights again in each of the two kernels, $14D$ here). A tile of 128 queries uses each loaded key and value, $4D$
-bytes in bfloat16, $128$ times: 128 operations a byte from cache, and keys and values leave memory about once, so the
-tensor cores are the limit: $4 D \cdot(\text{pairs})$ operations at 989 TFLOP/s (H200, dense bfloat16). `visible_pairs`
-counts the pairs. Exponentials are second: one a pair, 16 a cycle and multiprocessor, takes as long as $4D = 256$
-operations on tensor cores, so at $D = 64$ both units must overlap to come near the limit.
+**Roofline.** With $D$ features a head, a pair costs $4D$ operations forward and $14D$ backward: five products, of which
+two, the scores and the gradient of the weights, are made in each of the two kernels. A tile of 128 queries uses each
+loaded key and value, $4D$ bytes in bfloat16, $128$ times: 128 operations a byte from cache, and keys and values leave
+memory about once, so the tensor cores are the limit: $4 D \cdot(\text{pairs})$ operations at 989 TFLOP/s (H200, dense
+bfloat16). `visible_pairs` counts the pairs. Exponentials are second: one a pair, 16 a cycle and multiprocessor, takes
+as long as $4D = 256$ operations on tensor cores, so at $D = 64$ both units must overlap to come near the limit.
 
 **Decoding.** `FrameCache` keeps keys and values of the frames that the newest frame sees, a page a frame; a table gives
 the page of each slot, so a new frame overwrites the oldest page and nothing moves. The order of slots does not matter

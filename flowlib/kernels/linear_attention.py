@@ -5,7 +5,7 @@ With queries $q_t$, keys $k_t$ and decays $e^{g_t}\in(0, 1]^K$, values $v_t\in\m
 $$ S_t = \operatorname{diag}(e^{g_t}) S_{t-1} + k_t v_t^\top, \qquad o_t = K^{-1/2}\, S_t^\top q_t . $$
 
 Token by token this is all memory traffic and no tensor cores. A chunk of $C$ tokens, with $b_i = \sum_{s\le i} g_s$
-counted from the chunk's start and $S$ the state that enters, is three products of matrices:
+counted from the chunk's start and $S$ the state that enters, is products of matrices:
 
 $$ o_i = K^{-1/2}\Big[ S^\top (q_i\odot e^{b_i}) + \sum_{j\le i} A_{ij} v_j\Big], \quad
    A_{ij} = \sum_k q_{ik} k_{jk} e^{b_{ik} - b_{jk}}, \quad

@@ -16,8 +16,27 @@ def normal_pair(word0, word1, COMPUTE: tl.constexpr):
     u0 = ((word0 >> 9).to(COMPUTE) + 0.5) * 1.1920928955078125e-07  # 2^-23
     u1 = ((word1 >> 9).to(COMPUTE) + 0.5) * 1.1920928955078125e-07
     radius = tl.sqrt(-2.0 * tl.log(u0))
-    angle = u1 * 6.283185307179586
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    cosine, sine = turn(u1, COMPUTE)
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def turn(u, COMPUTE: tl.constexpr):
+    """Cosine and sine of `2 pi u` for `u` in (0, 1); in float32 for half the instructions of `tl.cos` and `tl.sin`."""
+    if tl.float64 == COMPUTE:
+        cosine, sine = tl.cos(u * 6.283185307179586), tl.sin(u * 6.283185307179586)
+    else:
+        quarters = tl.floor(4.0 * u + 0.5)
+        r = (4.0 * u - quarters) * 1.5707963267948966  # in [-pi/4, pi/4]; the difference is exact
+        s = r * r
+        near_zero = r + r * s * (-1.6666666e-1 + s * (8.3333310e-3 + s * (-1.9840874e-4 + s * 2.7525562e-6)))
+        near_one = 1.0 - 0.5 * s + s * s * (4.1666638e-2 + s * (-1.3888378e-3 + s * 2.4760495e-5))
+        quarter = quarters.to(tl.int32)
+        odd = (quarter & 1) == 1
+        cosine, sine = tl.where(odd, near_zero, near_one), tl.where(odd, near_one, near_zero)
+        cosine = tl.where(((quarter + 1) & 2) == 2, -cosine, cosine)
+        sine = tl.where((quarter & 2) == 2, -sine, sine)
+    return cosine, sine
 
 
 @triton.jit

@@ -236,7 +236,8 @@ def query_key_gradient_kernel(
 def cumulative(log_decay, chunk):
     """`b`, float32 and contiguous, `[batch, heads, chunks * chunk, keys]`; tokens past the end do not decay."""
     tokens = log_decay.shape[2]
-    padded = torch.nn.functional.pad(log_decay, (0, 0, 0, -tokens % chunk))
+    missing = -tokens % chunk
+    padded = torch.nn.functional.pad(log_decay, (0, 0, 0, missing)) if missing else log_decay  # padding copies
     return padded.unflatten(2, (-1, chunk)).cumsum(3)
 
 
