@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flowlib.kernels import FrameCache, block_causal_attention
 
-__all__ = ["Attention", "BlockTransformer", "CausalBlock", "rotate"]
+__all__ = ["Attention", "BlockTransformer", "CausalBlock", "rotate", "spread"]
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From queries, keys and values `[batch, heads, tokens, dim]` to attended values."""
@@ -39,8 +39,18 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], -1)
 
 
+def spread(x: Tensor, tokens: int) -> Tensor:
+    """What belongs to blocks, `[batch, blocks, ...]`, for each of their tokens; one block stays as it is.
+
+    Example:
+        >>> spread(torch.tensor([[[1.0], [2.0]]]), 4).flatten()
+        tensor([1., 1., 2., 2.])
+    """
+    return x if x.shape[1] in (1, tokens) else x.repeat_interleave(tokens // x.shape[1], 1)
+
+
 class CausalBlock(nn.Module):
-    """Attention and MLP, each normalised, shifted, scaled and gated by a condition of every token (adaLN-zero).
+    """Attention and MLP, each normalised, shifted, scaled and gated by the condition of a token's block (adaLN-zero).
 
     Args:
         width: Token size.
@@ -66,9 +76,13 @@ class CausalBlock(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, h: Tensor, condition: Tensor, attend: Attention) -> Tensor:
-        """Transform tokens `[B, T, W]` under conditions `[B, T, W]` or `[B, 1, W]`; `attend` does q, k, v to values."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, -1)
+        """Transform tokens `[B, T, W]`; `attend` does q, k, v to values.
+
+        Conditions `[B, N, W]` are those of N blocks of T / N tokens: one for all, or up to one for each.
+        """
         batch, tokens, width = h.shape
+        changes = spread(self.modulation(condition), tokens)  # the product once a block, not once a token
+        shift1, scale1, gate1, shift2, scale2, gate2 = changes.chunk(6, -1)
         qkv = self.qkv(self.norm1(h) * (1 + scale1) + shift1).reshape(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, W/H)
         h = h + gate1 * self.out(attend(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
@@ -121,9 +135,16 @@ class BlockTransformer(nn.Module):
         self.blocks = nn.ModuleList(CausalBlock(width, heads) for _ in range(depth))
 
     def forward(self, h: Tensor, condition: Tensor, attend: Attention | None = None) -> Tensor:
-        """Transform a whole sequence `[B, T, W]`, T a multiple of the block; conditions `[B, T, W]` or `[B, 1, W]`."""
+        """Transform a whole sequence `[B, T, W]`, T a multiple of the block.
+
+        Conditions `[B, N, W]`: one for all tokens, for each block, or for each token.
+        """
         if h.shape[1] % self.frame:
             raise ValueError(f"h must hold whole blocks of {self.frame} tokens, got {h.shape[1]} tokens")
+        if condition.shape[1] < 1 or h.shape[1] % condition.shape[1]:
+            raise ValueError(
+                f"condition must hold one row for equal shares of {h.shape[1]} tokens, got {condition.shape[1]}"
+            )
         attend = attend or _BlockCausal(self.frame, self.window, self.sink)
         for block in self.blocks:
             h = block(h, condition, attend)

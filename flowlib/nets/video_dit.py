@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from flowlib.kernels import FrameCache, block_causal_attention
 from flowlib.nets.dit import image_to_patches, patches_to_image, sine_cosine_2d
 from flowlib.nets.embeddings import LabelEmbedding, TimeEmbedding, check_input
-from flowlib.nets.transformer import BlockTransformer, rotate
+from flowlib.nets.transformer import BlockTransformer, rotate, spread
 
 __all__ = ["VideoDiT"]
 
@@ -94,15 +94,14 @@ class VideoDiT(nn.Module):
         t = check_input(x, t, self.event, y, self.classes, like=self.first.weight)
         if x.shape[0] % self.frames:
             raise ValueError(f"x must hold whole clips of {self.frames} frames, got {x.shape[0]} rows")
-        condition, h = self._condition(t, y, self.frames), self._tokens(x)
-        h, condition = (self._clips(value) for value in (h, condition.expand(h.shape)))
+        condition, h = (self._clips(value) for value in (self._condition(t, y, self.frames), self._tokens(x)))
         if clean is None:
             return self._image(self.backbone(h, condition), condition, x.shape[0])
         if clean.shape != x.shape:
             raise ValueError(f"clean must have the shape of x, {list(x.shape)}; got {list(clean.shape)}")
-        known = self._condition(torch.ones_like(t), y, self.frames)
+        known = self._clips(self._condition(torch.ones_like(t), y, self.frames))
         both = torch.cat([self._clips(self._tokens(clean)), h], 1)
-        conditions = torch.cat([self._clips(known.expand(x.shape[0], h.shape[1] // self.frames, -1)), condition], 1)
+        conditions = torch.cat([known, condition], 1)
         attend = _TeacherForcing(self.frames, self.backbone)
         h = self.backbone(both, conditions, attend)[:, h.shape[1] :]
         return self._image(h, condition, x.shape[0])
@@ -139,11 +138,11 @@ class VideoDiT(nn.Module):
         return nn.functional.silu(condition)[:, None]
 
     def _clips(self, h: Tensor) -> Tensor:
-        """Tokens of frames `[clips * frames, P, W]` to sequences `[clips, frames * P, W]`."""
+        """Rows of frames `[clips * frames, P, W]` to sequences `[clips, frames * P, W]`."""
         return h.reshape(-1, self.frames * h.shape[1], h.shape[2])
 
     def _image(self, h: Tensor, condition: Tensor, rows: int) -> Tensor:
-        shift, scale = self.modulation(condition).chunk(2, -1)
+        shift, scale = spread(self.modulation(condition), h.shape[1]).chunk(2, -1)
         tokens = self.last(self.norm(h) * (1 + scale) + shift)
         return patches_to_image(tokens.reshape(rows, -1, tokens.shape[-1]), self.event, self.patch)
 

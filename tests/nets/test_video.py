@@ -100,6 +100,16 @@ def test_next_token_decoding_equals_the_causal_pass() -> None:
         torch.testing.assert_close(got[:, 0], whole[:, i], rtol=0, atol=1e-10)
 
 
+def test_a_condition_of_a_block_is_that_condition_for_each_of_its_tokens() -> None:
+    net = shaken(nets.BlockTransformer(width=16, depth=2, heads=2, frame=3))
+    h, condition = torch.randn(2, 12, 16, dtype=torch.float64), torch.randn(2, 4, 16, dtype=torch.float64)
+    of_tokens = torch.stack([condition[:, i // 3] for i in range(12)], 1)
+    torch.testing.assert_close(net(h, condition), net(h, of_tokens), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        net(h, condition[:, :1]), net(h, condition[:, :1].expand(-1, 12, -1)), rtol=0, atol=1e-12
+    )
+
+
 def test_every_weight_of_the_video_network_gets_a_gradient_under_both_kinds_of_forcing() -> None:
     net, (x, _, y) = video().float(), clips()
     x = x.float()
@@ -129,6 +139,8 @@ def test_bad_input() -> None:
         nets.CausalBlock(6, 2)
     with pytest.raises(ValueError, match="whole blocks of 3 tokens, got 4"):
         nets.BlockTransformer(8, 1, 2, frame=3)(torch.zeros(1, 4, 8), torch.zeros(1, 1, 8))
+    with pytest.raises(ValueError, match="equal shares of 6 tokens, got 4"):
+        nets.BlockTransformer(8, 1, 2, frame=3)(torch.zeros(1, 6, 8), torch.zeros(1, 4, 8))
     caches = net.caches(1, slots=1)
     net.remember(x[:1], caches)
     with pytest.raises(ValueError, match="the cache is full"):

@@ -77,7 +77,7 @@ def test_the_large_preset_has_the_published_shape() -> None:
 
 
 def test_operations_are_those_of_the_products_and_of_the_pairs_that_are_seen() -> None:
-    """Counted by hand: per token 24 W^2 a block in attention and MLP, 12 W^2 in the modulation, 4 W a pair seen."""
+    """Counted by hand: 24 W^2 a token and block in attention and MLP, 12 W^2 a frame and block, 4 W a pair seen."""
     for forcing, copies in (("diffusion", 1), ("teacher", 2)):
         config = video_flow.Config(
             model=video_flow.Model(
@@ -87,9 +87,12 @@ def test_operations_are_those_of_the_products_and_of_the_pairs_that_are_seen() -
         )
         tokens, width = 8 * 256, 128
         pairs = kernels.visible_pairs(tokens, frame=256, window=3, sink=1)
-        blocks = copies * 3 * (36 * tokens * width**2 + 4 * width * pairs)
-        ends = tokens * (2 * 48 * width * (copies + 1) + 4 * width**2)  # patches in and out, the last modulation
-        assert video_flow._flops(config) == pytest.approx(blocks + ends, rel=1e-3)  # and the times' embedding
+        blocks = copies * 3 * (24 * tokens * width**2 + 12 * 8 * width**2 + 4 * width * pairs)
+        ends = tokens * 2 * 48 * width * (copies + 1)  # patches in and out
+        times = 8 * (
+            4 * width**2 + copies * 2 * (32 * width + width**2)
+        )  # the last modulation, the embeddings of times
+        assert video_flow._flops(config) == pytest.approx(blocks + ends + times, rel=1e-9)
 
 
 def test_estimate_prices_the_preset() -> None:
