@@ -8,16 +8,22 @@ from torch import Tensor
 from flowlib._checks import check_choice
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
+MOST_ROWS = 65535  # CUDA's limit for the second and third axis of a grid
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def use_triton(implementation: str, x: Tensor) -> bool:
+def use_triton(implementation: str, x: Tensor, rows: int = 1) -> bool:
     """Whether to run the Triton kernel: on request, or by itself for a tensor on a GPU if triton is installed.
+
+    Args:
+        implementation: One of `IMPLEMENTATIONS`.
+        x: An operand.
+        rows: Size of the second axis of the kernel's grid, at most `MOST_ROWS`.
 
     Raises:
         RuntimeError: If the kernel is asked for and triton is missing, or `x` is on the CPU and triton was not imported
             under its interpreter.
-        ValueError: If `implementation` is not one of the three.
+        ValueError: If `implementation` is not one of the three, or there are more rows than a grid takes.
 
     Example:
         >>> use_triton("auto", torch.zeros(3))
@@ -27,8 +33,8 @@ def use_triton(implementation: str, x: Tensor) -> bool:
     if implementation == "reference":
         return False
     installed = find_spec("triton") is not None
-    if implementation == "auto":
-        return x.is_cuda and installed
+    if implementation == "auto" and not (x.is_cuda and installed):
+        return False
     if not installed:
         raise RuntimeError("implementation='triton' needs the package triton: pip install 'flowlib[gpu]'")
     if not x.is_cuda:
@@ -39,6 +45,8 @@ def use_triton(implementation: str, x: Tensor) -> bool:
                 f"implementation='triton' on a tensor on {x.device} needs Triton's interpreter: set the environment "
                 "variable TRITON_INTERPRET=1 before anything imports triton, or use implementation='reference'"
             )
+    if rows > MOST_ROWS:
+        raise ValueError(f"the batch (times the heads) must be at most {MOST_ROWS} for a Triton kernel, got {rows}")
     return True
 
 

@@ -78,7 +78,7 @@ def adaln_modulate(
     check_positive("eps", eps)
     if width > MAX_WIDTH:
         raise ValueError(f"x must have at most {MAX_WIDTH} features, got {width}")
-    if not use_triton(implementation, x):
+    if not use_triton(implementation, x, x.shape[0]):
         return adaln_modulate_reference(x, shift, scale, gate, branch, eps)
     from flowlib.kernels._triton.adaln import AdaLN
 

@@ -77,7 +77,7 @@ def block_causal_attention(
     check_operand("v", v, tuple(q.shape), q)
     _check_head_dim(q)
     _check_frames(frame, window, sink)
-    if not use_triton(implementation, q):
+    if not use_triton(implementation, q, q.shape[0] * q.shape[1]):
         mask = block_causal_mask(q.shape[2], frame=frame, window=window, sink=sink, device=q.device)
         return masked_attention_reference(q, k, v, mask)
     from flowlib.kernels._triton.block_causal import BlockCausalAttention
@@ -181,7 +181,7 @@ def paged_attention(
         )
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, keys, values)):
         raise ValueError("q, keys and values must not require a gradient: decoding has none (use torch.no_grad())")
-    if not use_triton(implementation, q):
+    if not use_triton(implementation, q, q.shape[0] * q.shape[1]):
         return paged_attention_reference(q, keys, values, table)
     from flowlib.kernels._triton.block_causal import paged
 

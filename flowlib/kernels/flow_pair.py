@@ -85,7 +85,7 @@ def flow_matching_pair(
     if x1[0].numel() >= 2**31:
         raise ValueError(f"x1 must have fewer than 2**31 numbers a sample, got {x1[0].numel()}")
     table = torch.stack(list(coefficients.values()), 1)  # (B, 4)
-    if not use_triton(implementation, x1):
+    if not use_triton(implementation, x1, x1.shape[0]):
         return flow_matching_pair_reference(x1, table, seed, step)
     from flowlib.kernels._triton.flow_pair import FlowMatchingPair
 

@@ -86,7 +86,7 @@ def gated_linear_attention(
         raise ValueError(f"q must have at most {MAX_KEY_DIM} features, got {keys}")
     if log_decay.device.type == "cpu" and float(log_decay.detach().max()) > 0:
         raise ValueError(f"log_decay must be at most 0, got {float(log_decay.detach().max()):g}")
-    if not use_triton(implementation, q):
+    if not use_triton(implementation, q, q.shape[0] * q.shape[1]):
         return gated_linear_attention_reference(q, k, v, log_decay, state)
     from flowlib.kernels._triton.linear_attention import GatedLinearAttention
 

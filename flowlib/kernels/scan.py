@@ -76,7 +76,7 @@ def selective_scan(
     check_operand("d", d, (channels,), u)
     if a.shape[1] > MAX_STATES:
         raise ValueError(f"a must have at most {MAX_STATES} states, got {a.shape[1]}")
-    if not use_triton(implementation, u):
+    if not use_triton(implementation, u, u.shape[0]):
         return selective_scan_reference(u, delta, a, b, c, d)
     from flowlib.kernels._triton.scan import SelectiveScan
 

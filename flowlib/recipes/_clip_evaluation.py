@@ -39,7 +39,7 @@ def evaluate(
             random network: for trying things out).
         weights: File of the torchscript module, which you provide.
         batch: Clips at once.
-        most: Clips used of each folder.
+        most: Clips used of each folder, evenly spread over it.
 
     Returns:
         The figures; they are printed, and written into `samples` with the drift of every frame as evaluation.json.
@@ -94,9 +94,8 @@ def _pixels(folder: Path) -> Shards:
 
 
 def _batches(shards: Shards, batch: int, most: int) -> Iterator[Tensor]:
-    count = min(len(shards), most)
-    for start in range(0, count, batch):
-        yield shards.__getitems__(list(range(start, min(start + batch, count))))["clip"]
+    for places in torch.split(_evaluation.spread(len(shards), most), batch):
+        yield shards.__getitems__(places.tolist())["clip"]
 
 
 class _Random(nn.Module):

@@ -42,7 +42,7 @@ def evaluate(
         size: Height and width to which reference images are brought.
         batch: Images at once.
         nearest: Neighbours that define the manifolds of precision and recall.
-        most: Images used of each folder.
+        most: Images used of each folder, evenly spread over it; FID takes the statistics of all of the reference.
 
     Returns:
         The figures by name; they are printed, and written into `samples` as evaluation.json.
@@ -59,25 +59,32 @@ def evaluate(
     except ImportError as error:
         raise ImportError("evaluation needs torchmetrics: pip install flowlib[recipes]") from error
 
-    found: dict[str, list[Tensor]] = {"real": [], "fake": []}
-    for name, folder in (("real", reference), ("fake", samples)):
+    def found(folder: Path, most: int | None) -> Iterator[Tensor]:
         for images in pictures(folder, size, batch, most):
             with torch.no_grad():
-                found[name].append(network(images.to(device)).float().cpu())
-    real, fake = torch.cat(found["real"]), torch.cat(found["fake"])
-    if real.shape[1] != fake.shape[1]:
-        raise ValueError(f"features of samples and reference differ in width: {fake.shape[1]} and {real.shape[1]}")
-    width, subset = real.shape[1], min(len(real), len(fake), 1000)
+                yield network(images.to(device)).float().cpu()
+
+    fake = torch.cat(list(found(samples, most)))
+    width = fake.shape[1]
     ready = _Ready(width)
     alone: dict[str, Any] = {
         "normalize": True,
         "sync_on_compute": False,
     }  # one process evaluates, whatever others there are
     fid = FrechetInceptionDistance(feature=ready, input_img_size=(1, 1, width), **alone).set_dtype(torch.float64)
+    kept, place, seen = [], spread(count(reference), most), 0
+    for part in found(reference, None):  # all of it, a batch at a time
+        if part.shape[1] != width:
+            raise ValueError(f"features of samples and reference differ in width: {width} and {part.shape[1]}")
+        fid.update(part, real=True)
+        kept.append(part[place[(place >= seen) & (place < seen + len(part))] - seen])
+        seen += len(part)
+    fid.update(fake, real=False)
+    real = torch.cat(kept)
+    subset = min(len(real), len(fake), 1000)
     kid = KernelInceptionDistance(feature=ready, subset_size=subset, subsets=100 if subset == 1000 else 10, **alone)
-    for metric in (fid, kid):
-        metric.update(real, real=True)
-        metric.update(fake, real=False)
+    kid.update(real, real=True)
+    kid.update(fake, real=False)
     precision, recall = metrics.precision_recall(fake, real, k=nearest)
     torch.manual_seed(0)  # KID draws subsets
     mean, deviation = kid.compute()
@@ -87,28 +94,43 @@ def evaluate(
     }  # fmt: skip
     scores = getattr(network, "scores", None)
     if scores is not None:
-        out["inception_score"] = _inception_score(torch.cat([scores(part) for part in found["fake"]]))
-    record = {"features": features, "samples": len(fake), "reference": len(real), **out}
+        out["inception_score"] = _inception_score(torch.cat([scores(part) for part in torch.split(fake, batch)]))
+    record = {"features": features, "samples": len(fake), "reference": seen, **out}
     (samples / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n")
     print("  ".join(f"{name} {value:.4g}" for name, value in out.items()), file=sys.stderr)
     return out
 
 
-def pictures(folder: Path, size: int, batch: int, most: int) -> Iterator[Tensor]:
-    """Images of a folder of shards or of a folder of images, uint8 `[n, 3, height, width]`, at most `most`."""
+def spread(total: int, most: int | None) -> Tensor:
+    """Places of `most` of `total` rows, evenly spread: rows come class by class, and the first ones are one class."""
+    taken = total if most is None else min(total, most)
+    return torch.arange(taken) * total // taken
+
+
+def count(folder: Path) -> int:
+    """How many images a folder of shards or of images has."""
+    from flowlib.recipes.imagenet_latents import items
+
+    return len(Shards(folder)) if (folder / INDEX).is_file() else len(items(folder)[0])
+
+
+def pictures(folder: Path, size: int, batch: int, most: int | None) -> Iterator[Tensor]:
+    """Images of a folder of shards or of a folder of images, uint8 `[n, 3, height, width]`.
+
+    At most `most`, evenly spread; all for `None`.
+    """
     if (folder / INDEX).is_file():
         shards = Shards(folder)
         if "image" not in shards.fields:
             raise ValueError(f"{folder} holds {sorted(shards.fields)}, not images: is it a folder of samples?")
-        count = min(len(shards), most)
-        for start in range(0, count, batch):
-            yield shards.__getitems__(list(range(start, min(start + batch, count))))["image"]
+        for places in torch.split(spread(len(shards), most), batch):
+            yield shards.__getitems__(places.tolist())["image"]
         return
     from flowlib.recipes.imagenet_latents import items, read
 
-    found = items(folder)[0][:most]
-    for start in range(0, len(found), batch):
-        images = torch.stack([read(item, size) for item in found[start : start + batch]])
+    found = items(folder)[0]
+    for places in torch.split(spread(len(found), most), batch):
+        images = torch.stack([read(found[k], size) for k in places.tolist()])
         yield ((images + 1) * 127.5).round().to(torch.uint8)
 
 

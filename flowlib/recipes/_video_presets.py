@@ -100,9 +100,10 @@ PRESETS: dict[str, tuple[str, Config]] = {
             run=Run(out=Path("runs/clips-64-diffusion"), steps=200_000, batch_size=64, micro_batch=8),
         ),
     ),
-    "wan-1.3b": ("size and schedule of stage 1 of Causal Forcing++, teacher forcing", _wan("wan-1.3b", "teacher")),
+    "wan-1.3b": ("Wan's width and latents, schedule of Causal Forcing++, teacher forcing", _wan("wan-1.3b", "teacher")),
     "wan-1.3b-diffusion": ("the same by diffusion forcing", _wan("wan-1.3b-diffusion", "diffusion")),
 }
 """`wan-*`: 81 frames of 832 x 480 pixels as 21 latents of 16 x 60 x 104, width 1536, depth 30, 12 heads, batch 64,
-shift 5, clip 10, 10 000 steps. The paper starts from pretrained weights with learning rate 2e-6 and text as condition;
-this network is trained from its own start, with 1e-4, and knows classes only."""
+shift 5, clip 10, 10 000 steps. The paper starts from pretrained weights with learning rate 2e-6, beta1 = 0, weighted
+times and text as condition; this network is trained from its own start, with 1e-4, and knows classes only. Its blocks
+are not Wan's: an MLP of width 6144 (Wan: 8960), no attention to text, a modulation of their own each."""

@@ -100,7 +100,7 @@ class Config:
 def _ar(name: str, width: int, depth: int, heads: int, head: tuple[int, int]) -> tuple[str, Config]:
     run = Run(
         out=Path(f"runs/{name}"), steps=500_000, batch_size=2048, lr=8e-4, beta2=0.95, weight_decay=0.02,
-        warmup=62_500,
+        warmup=62_500, clip=3.0,
     )  # fmt: skip
     model = Model(width=width, depth=depth, heads=heads, head_width=head[0], head_depth=head[1])
     return f"width {width}, depth {depth}, head {head[0]} x {head[1]}, 800 epochs of 2048", Config(model=model, run=run)
@@ -112,7 +112,8 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "ar-h": _ar("ar-h", 1280, 40, 16, (1536, 12)),
 }
 """Width, depth and head of MAR-B, -L and -H, with encoder and decoder put end to end; four noises a token; batch, rate,
-warm-up and length as the authors' code has them. The class modulation adds half as many weights again."""
+warm-up, clipping and length as the authors' code has them. Not theirs: the tokens (2 x 2 pixels of a 4-channel latent,
+not one of 16 channels), no dropout, decay of all weights. The class modulation adds half as many weights again."""
 
 
 def train(config: Config, fabric: Any = None) -> distributed.Result:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import flowlib
+from flowlib import kernels
 from flowlib.kernels._dispatch import use_triton
 
 
@@ -65,3 +66,14 @@ def test_choice_follows_the_device() -> None:
 def test_an_unknown_choice_is_named() -> None:
     with pytest.raises(ValueError, match="implementation must be one of 'auto', 'reference', 'triton'; got 'fast'"):
         use_triton("fast", torch.zeros(3))
+
+
+@pytest.mark.bad_input
+def test_more_rows_than_a_grid_takes_are_refused_before_the_launch() -> None:
+    x = torch.zeros(1, 1, 1).expand(65_536, 1, 1)
+    assert kernels.adaln_modulate(x, x, x)[1].shape == x.shape
+    with pytest.raises(ValueError, match="at most 65535 for a Triton kernel, got 65536"):
+        kernels.adaln_modulate(x, x, x, implementation="triton")
+    heads = torch.zeros(1, 1, 1, 1).expand(256, 256, 1, 1)
+    with pytest.raises(ValueError, match="got 65536"):
+        kernels.block_causal_attention(heads, heads, heads, frame=1, implementation="triton")

@@ -124,6 +124,21 @@ def test_latents_of_pixels_are_the_pixels_and_their_mirror_images(images: Path, 
         assert rows["y"].tolist() == [found[k].label] * 2
 
 
+def test_a_small_image_is_enlarged_like_a_large_one_is_shrunk(tmp_path: Path) -> None:
+    """ImageNet holds images smaller than 256 pixels; Dhariwal and Nichol (2021) resample them all."""
+    Image.new("RGB", (40, 12), (255, 0, 51)).save(tmp_path / "plain.png")
+    got = read(imagenet_latents.Item(tmp_path / "plain.png", 0, None, "plain"), 16)
+    torch.testing.assert_close(got, torch.tensor([1.0, -1.0, -0.6])[:, None, None].expand(3, 16, 16), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("preset", list(imagenet_flow.PRESETS))
+def test_presets_have_the_published_optimiser(preset: str) -> None:
+    """Ma et al. (2024), section 4, and the authors' code: constant rate, no decay, no clipping."""
+    run = imagenet_flow.PRESETS[preset][1].run
+    found = (run.batch_size, run.lr, run.weight_decay, run.warmup, run.schedule, run.clip, run.ema)
+    assert found == (256, 1e-4, 0.0, 0, "constant", 0.0, 0.9999)
+
+
 def test_centre_crop_of_a_plain_ramp_is_exact(tmp_path: Path) -> None:
     """A horizontal ramp of 64 columns: box filter by two, then the middle 16 of 32 columns."""
     ramp = torch.arange(64, dtype=torch.uint8)[None, :, None].expand(32, 64, 3) * 2
@@ -215,6 +230,20 @@ def test_fid_is_the_frechet_distance_of_the_features(images: Path, tmp_path: Pat
     assert found["fid"] == pytest.approx(metrics.frechet_distance(fake, real), rel=1e-3)
 
 
+def test_few_images_of_a_sorted_reference_are_of_all_classes(images: Path, tmp_path: Path) -> None:
+    """96 images, class by class: four of them are one of each; FID still takes the statistics of all."""
+    four = torch.cat(list(_evaluation.pictures(images, 16, 3, 4)))
+    found = items(images)[0]
+    assert [found[k].label for k in (0, 24, 48, 72)] == [0, 1, 2, 3]
+    whole = torch.cat(list(_evaluation.pictures(images, 16, 64, None)))
+    assert torch.equal(four, whole[::24])
+    _evaluation_folder(tmp_path / "half", (whole[::2].float() / 127.5 - 1))
+    few, many = (
+        imagenet_flow.evaluate(tmp_path / "half", images, features="random", size=16, most=m) for m in (48, 96)
+    )
+    assert few["fid"] == pytest.approx(many["fid"], rel=1e-9)
+
+
 def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         imagenet_flow.main(["train", "sit-xl-2", "--help"])
@@ -255,8 +284,8 @@ def test_bad_images_are_named_before_work_is_lost(images: Path, tmp_path: Path) 
     (tmp_path / "set" / "cat" / "a.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"a\.png cannot be read"):
         encode(tmp_path / "set", tmp_path / "out", size=16)
-    Image.new("RGB", (40, 12)).save(tmp_path / "set" / "cat" / "b.png")
-    with pytest.raises(ValueError, match=r"b\.png is 40x12, smaller than 16"):
+    Image.new("RGB", (40, 3)).save(tmp_path / "set" / "cat" / "b.png")
+    with pytest.raises(ValueError, match=r"b\.png is 40x3, smaller than a quarter of 16"):
         encode(tmp_path / "set", tmp_path / "out", size=16, skip_bad=1)
     for name, mode in (("c", "L"), ("d", "CMYK"), ("e", "RGBA"), ("f", "P")):
         Image.new(mode, (20, 16)).save(tmp_path / "set" / "cat" / f"{name}.{'jpg' if mode == 'CMYK' else 'png'}")
@@ -267,10 +296,10 @@ def test_bad_images_are_named_before_work_is_lost(images: Path, tmp_path: Path) 
     (out / "0000-000000.safetensors").rename(out / "0005-000000.safetensors")  # in one of its other processes
     with pytest.raises(FileExistsError, match="shards of a call that did not finish"):
         encode(tmp_path / "set", out, size=16, skip_bad=2)
-    Image.new("RGB", (8, 8)).save(tmp_path / "few.png")
+    (tmp_path / "few.png").write_bytes(b"")
     (tmp_path / "none" / "cat").mkdir(parents=True)
     (tmp_path / "few.png").rename(tmp_path / "none" / "cat" / "few.png")
-    with pytest.raises(ValueError, match=r"has no image that can be used: .*few\.png is 8x8"):
+    with pytest.raises(ValueError, match=r"has no image that can be used: .*few\.png cannot be read"):
         encode(tmp_path / "none", tmp_path / "no", size=16, skip_bad=1)
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "0.tar").write_bytes(b"x" * 1000)
