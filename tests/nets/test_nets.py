@@ -112,6 +112,17 @@ def test_time_features_tell_all_times_apart() -> None:
     assert float(distances.min()) > 0.01
 
 
+def test_a_shared_time_is_embedded_once() -> None:
+    embed, rows = nets.TimeEmbedding(8), []
+    embed.layers.register_forward_pre_hook(lambda layers, inputs: rows.append(len(inputs[0])))
+    t = torch.tensor(0.3, requires_grad=True)
+    once, each = embed(t.expand(5)), embed(t.expand(5).clone())
+    assert rows == [1, 5]
+    torch.testing.assert_close(once, each)
+    slopes = [torch.autograd.grad(out.square().sum(), (t, *embed.parameters())) for out in (once, each)]
+    torch.testing.assert_close(*slopes)
+
+
 def test_unet_of_three_levels_at_28_pixels() -> None:
     net = nets.UNet(channels=1, size=28, width=8, multipliers=(1, 2, 2))
     assert net(torch.zeros(1, 1, 28, 28), torch.tensor(0.5)).shape == (1, 1, 28, 28)
