@@ -4,6 +4,7 @@ They are the yardstick of the book: a Gaussian path started from any of them has
 density (`flowlib.fields.MixtureField`).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -301,8 +302,40 @@ def normal_log_density(z: Tensor, variances: Tensor) -> Tensor:
         tensor(-1.8379)
     """
     dim = z.shape[-1]
-    log_det = variances.log().sum(-1) if variances.shape[-1] == dim else dim * variances.log()[..., 0]
-    return -0.5 * ((z.square() / variances).sum(-1) + log_det + dim * math.log(2 * math.pi))
+    if variances.shape[-1] == dim:
+        squares, log_det = short_sum(z.square() / variances), variances.log().sum(-1)
+    else:
+        squares, log_det = short_sum(z.square()) / variances[..., 0], dim * variances.log()[..., 0]
+    return -0.5 * (squares + log_det + dim * math.log(2 * math.pi))
+
+
+def short_sum(x: Tensor) -> Tensor:
+    """The sum over the last axis; an axis of a few entries is added slice by slice, several times faster.
+
+    Example:
+        >>> import torch
+        >>> short_sum(torch.ones(3, 2))
+        tensor([2., 2., 2.])
+    """
+    return x.sum(-1) if x.shape[-1] > _SHORT else functools.reduce(torch.add, x.unbind(-1))
+
+
+def short_softmax(x: Tensor) -> Tensor:
+    """The softmax over the last axis; torch's own takes row by row, which is slow where rows are short.
+
+    Example:
+        >>> import torch
+        >>> short_softmax(torch.zeros(1, 2))
+        tensor([[0.5000, 0.5000]])
+    """
+    if x.shape[-1] > 4 * _SHORT:
+        return torch.softmax(x, -1)
+    powers = (x - x.detach().amax(-1, keepdim=True)).exp()
+    return powers / powers.sum(-1, keepdim=True)
+
+
+# an axis of at most this many entries is short: torch's reductions over it cost more than one operation an entry
+_SHORT = 4
 
 
 def _checked_weights(weights: Tensor | None, count: int, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from flowlib.distributions import Empirical, GaussianMixture, Normal
+from flowlib.distributions import Empirical, GaussianMixture, Normal, short_softmax, short_sum
 
 
 def full_mixture(components: int = 3, dim: int = 2, seed: int = 0) -> GaussianMixture:
@@ -46,6 +46,18 @@ def test_covariances_are_rebuilt_from_their_spectrum() -> None:
     root = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     covariances = root @ root.mT + torch.eye(4, dtype=torch.float64)
     torch.testing.assert_close(GaussianMixture(torch.zeros(3, 4).double(), covariances).covariances, covariances)
+
+
+@pytest.mark.parametrize("entries", [1, 2, 4, 5, 16, 17])
+def test_short_rows_are_summed_and_normalised_as_torch_does(entries: int) -> None:
+    x = 30 * torch.randn(7, 3, entries, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    torch.testing.assert_close(short_sum(x), x.sum(-1))
+    torch.testing.assert_close(short_softmax(x), torch.softmax(x, -1))
+    torch.testing.assert_close(short_softmax(x + 1e4), torch.softmax(x + 1e4, -1))  # neither overflows nor underflows
+    slopes = [
+        torch.func.jacrev(lambda row, f=f: f(row[None])[0])(x[0, 0]) for f in (short_softmax, lambda y: y.softmax(-1))
+    ]
+    torch.testing.assert_close(*slopes)
 
 
 def test_sample_moments_are_the_exact_moments() -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowlib._checks import batch_time, check_choice, check_same, check_state, check_unit_interval
-from flowlib.distributions import Empirical, GaussianMixture, normal_log_density
+from flowlib.distributions import Empirical, GaussianMixture, normal_log_density, short_softmax
 from flowlib.fields.base import Field, StateFunction
 from flowlib.paths import PREDICTIONS, GaussianPath, Prediction, Schedule
 
@@ -114,7 +114,7 @@ class MixtureField(Field):
     def responsibilities(self, x: Float[Tensor, "batch *event"], t: float | Tensor) -> Float[Tensor, "batch K"]:
         """The posterior probability of each component (or atom) given $x_t = x$; arguments as `log_prob`."""
         log_joint, _, _ = self._components(*self._checked_inputs("score", x, t))
-        return torch.softmax(log_joint, 1)
+        return short_softmax(log_joint)
 
     def sample(self, n: int, t: float, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` exact samples of the path's marginal at time `t`.
@@ -163,7 +163,7 @@ class MixtureField(Field):
 
     def _predict(self, kind: Prediction, x: Tensor, t: Tensor) -> Tensor:
         log_joint, spectra, offsets = self._components(x, t)
-        weights = torch.softmax(log_joint, 1)
+        weights = short_softmax(log_joint)
         mean_factor, gains = posterior_gains(kind, self.path.schedule, t.reshape(-1, 1, 1), self._variances, spectra)
         if offsets is None:
             # isotropic: sum_k r_k [f m_k + g_k (y - alpha m_k)], two matrix products

@@ -33,10 +33,11 @@ class TimeEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed times `[batch]`; returns `[batch, width]`."""
-        angles = t[:, None] * self.frequencies  # (B, F)
+        """Embed times `[batch]`; returns `[batch, width]`. One time expanded to the batch is embedded once."""
+        shared = t.stride(0) == 0 and not t.requires_grad  # rows of a tensor that asks for gradients stay apart
+        angles = (t[:1] if shared else t)[:, None] * self.frequencies  # (B, F)
         out: Tensor = self.layers(torch.cat([angles.cos(), angles.sin()], 1))
-        return out
+        return out.expand(t.shape[0], -1) if shared else out
 
 
 class LabelEmbedding(nn.Module):

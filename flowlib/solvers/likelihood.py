@@ -72,7 +72,9 @@ def divergence(
         total = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
         chunks = torch.split(directions, 64)
         for number, chunk in enumerate(chunks):
-            (gradient,) = torch.autograd.grad(v, x, chunk, is_grads_batched=True, retain_graph=number < len(chunks) - 1)
+            several, again = len(chunk) > 1, number < len(chunks) - 1
+            along = chunk if several else chunk[0]  # one direction needs no batch of backward passes
+            (gradient,) = torch.autograd.grad(v, x, along, is_grads_batched=several, retain_graph=again)
             total = total + (gradient * chunk).flatten(2).sum((0, 2))
     return v.detach(), total if probes is None else total / probes.shape[0]
 

@@ -172,7 +172,7 @@ def fit(
         raise ValueError("network has no parameter to train")
 
     generator = torch.Generator(parameters[0].device).manual_seed(seed)
-    descent = optimizer(parameters) if optimizer else torch.optim.Adam(parameters, lr=lr)
+    descent = optimizer(parameters) if optimizer else torch.optim.Adam(parameters, lr=lr, fused=True)
     average = EMA(network, ema) if ema is not None else None
     history = History(ema=average)
     settings = {

@@ -112,6 +112,26 @@ def test_time_features_tell_all_times_apart() -> None:
     assert float(distances.min()) > 0.01
 
 
+def test_a_shared_time_is_embedded_once() -> None:
+    embed, rows = nets.TimeEmbedding(8), []
+    embed.layers.register_forward_pre_hook(lambda layers, inputs: rows.append(len(inputs[0])))
+    t = torch.tensor(0.3).expand(5)
+    once, each = embed(t), embed(t.clone())
+    assert rows == [1, 5]
+    torch.testing.assert_close(once, each)
+    slopes = [torch.autograd.grad(out.square().sum(), list(embed.parameters())) for out in (once, each)]
+    torch.testing.assert_close(*slopes)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda t: torch.autograd.grad(f(t), t)[0]])
+def test_equal_times_keep_their_own_gradients(transform) -> None:
+    embed, weights = nets.TimeEmbedding(8), torch.arange(3.0)
+    times = torch.tensor(0.3).expand(3), torch.full((3,), 0.3)
+    slopes = [transform(lambda t: (weights[:, None] * embed(t)).sum())(t.detach().requires_grad_()) for t in times]
+    torch.testing.assert_close(*slopes)
+    torch.testing.assert_close(slopes[0], slopes[0][1] * weights)
+
+
 def test_unet_of_three_levels_at_28_pixels() -> None:
     net = nets.UNet(channels=1, size=28, width=8, multipliers=(1, 2, 2))
     assert net(torch.zeros(1, 1, 28, 28), torch.tensor(0.5)).shape == (1, 1, 28, 28)

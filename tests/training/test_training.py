@@ -72,6 +72,12 @@ def test_one_seed_gives_one_run_and_another_seed_another() -> None:
     assert a != c
 
 
+def test_the_default_optimiser_is_adam_to_rounding() -> None:
+    ours, _ = run(ema=None)
+    textbook, _ = run(ema=None, optimizer=lambda parameters: torch.optim.Adam(parameters, fused=False, foreach=False))
+    torch.testing.assert_close(ours.state_dict(), textbook.state_dict(), rtol=1e-4, atol=1e-6)
+
+
 def test_the_loss_falls_towards_its_floor() -> None:
     _, history = run(steps=400, batch_size=128, lr=3e-3)
     smoothed = history.smoothed(50)
