@@ -1,11 +1,27 @@
 """Embeddings of time and class labels, shared by every network."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LabelEmbedding", "TimeEmbedding", "check_input"]
+__all__ = ["LabelEmbedding", "TimeEmbedding", "check_input", "once"]
+
+
+def once(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """A function of times `[batch]`, row by row; of one time expanded to the batch it is computed once.
+
+    Rows of a tensor that asks for gradients stay apart.
+
+    Example:
+        >>> once(torch.exp, torch.zeros(()).expand(3))
+        tensor([1., 1., 1.])
+    """
+    if t.stride(0) != 0 or t.requires_grad:
+        return function(t)
+    out = function(t[:1])
+    return out.expand(t.shape[0], *out.shape[1:])
 
 
 class TimeEmbedding(nn.Module):
@@ -34,10 +50,12 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed times `[batch]`; returns `[batch, width]`. One time expanded to the batch is embedded once."""
-        shared = t.stride(0) == 0 and not t.requires_grad  # rows of a tensor that asks for gradients stay apart
-        angles = (t[:1] if shared else t)[:, None] * self.frequencies  # (B, F)
+        return once(self._embed, t)
+
+    def _embed(self, t: Tensor) -> Tensor:
+        angles = t[:, None] * self.frequencies  # (B, F)
         out: Tensor = self.layers(torch.cat([angles.cos(), angles.sin()], 1))
-        return out.expand(t.shape[0], -1) if shared else out
+        return out
 
 
 class LabelEmbedding(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor
 from flowlib import paths
 from flowlib._checks import check_choice, expand_time
 from flowlib.fields import NetworkField
+from flowlib.nets.embeddings import once
 from flowlib.objectives import Times, denoising_score_matching, importance
 from flowlib.recipes._digits import WEIGHTS, Config, DigitNet, fit, restore, settings, write
 
@@ -65,7 +66,7 @@ class ScoreNet(DigitNet):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The noise in states `[batch, 1, 8, 8]` at times `[batch]`; labels -1, or `None`, mean no class."""
-        log_s = -self.path.schedule.log_snr(t) / 2
+        log_s = once(lambda t: -self.path.schedule.log_snr(t) / 2, t)
         s, alpha = (expand_time(value, x) for value in (log_s.exp(), self.path.schedule.alpha(t)))
         w = (s**2 + self.std**2).rsqrt()
         scaled = w * (x / alpha - self.mean)
